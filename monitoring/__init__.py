@@ -1,0 +1,1 @@
+"""Measurements and what they mean: metrics, verdicts, Prometheus settings."""

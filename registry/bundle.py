@@ -1,0 +1,163 @@
+"""A bundle: the directory with everything about one exported version, and its manifest.
+
+    variants/<variant>/model.onnx | model.pt     the exported form
+    variants/<variant>/certificate.json          its proof
+    signature.json                               names, dtypes, shapes with the batch dimension free
+    golden.npz                                   inputs `in/<name>`, expected outputs `out/<name>`
+    tolerance.json                               {variant: {output: {"rtol": float, "atol": float}}}
+    profile.json                                 reference statistics of inputs and outputs
+    MANIFEST.json                                size and sha256 of each file; written last
+
+The manifest is what makes a directory a bundle: without it the directory is half written. Verification accepts
+exactly the files listed, with the digests listed: nothing missing, nothing extra, no links.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.certificate import Certificate
+from registry.errors import Corrupt, NotFound
+from registry.signature import Signature
+
+MANIFEST = "MANIFEST.json"
+SIGNATURE = "signature.json"
+GOLDEN = "golden.npz"
+TOLERANCE = "tolerance.json"
+PROFILE = "profile.json"
+VARIANTS = "variants"
+CERTIFICATE = "certificate.json"
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def canonical_json(data: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal bytes. Raises ValueError for NaN and infinities."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` atomically: readers see the old or the new file, also after a crash."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_manifest(bundle: Path) -> str:
+    """List all files of the directory in MANIFEST.json, durably; return the manifest's sha256."""
+    files = {
+        name: {"bytes": (bundle / name).stat().st_size, "sha256": sha256_file(bundle / name)}
+        for name in sorted(_files(bundle))
+        if name != MANIFEST
+    }
+    content = canonical_json({"files": files}).encode()
+    write_durably(bundle / MANIFEST, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _files(root: Path) -> Iterator[str]:
+    for directory, subdirectories, names in os.walk(root):
+        for name in names + [d for d in subdirectories if (Path(directory) / d).is_symlink()]:
+            yield (Path(directory) / name).relative_to(root).as_posix()
+
+
+def verify_tree(root: Path, expected: Mapping[str, Mapping[str, Any]], *, unlisted: frozenset[str]) -> None:
+    """Check that `root` holds exactly the files of `expected`, beside those of `unlisted`, each with its digest.
+
+    Args:
+        expected: Relative path -> {"bytes": int, "sha256": str}.
+
+    Raises:
+        Corrupt: Naming the first file that is missing, extra, a link, truncated or changed.
+    """
+    found = set(_files(root)) - unlisted
+    for name in sorted(found ^ set(expected)):
+        raise Corrupt(f"{'unexpected' if name in found else 'missing'} file in {root} ({name})")
+    for name, entry in sorted(expected.items()):
+        path = root / name
+        if path.is_symlink() or not path.is_file():
+            raise Corrupt(f"not a plain file in {root} ({name})")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise Corrupt(f"wrong size of a file in {root} ({name}: {size} bytes, manifest says {entry['bytes']})")
+        if sha256_file(path) != entry["sha256"]:
+            raise Corrupt(f"wrong digest of a file in {root} ({name})")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    root: Path
+    sha256: str
+
+    @classmethod
+    def open(cls, root: Path, *, expected_sha256: str | None = None) -> Bundle:
+        """Verify every file of the directory and return the bundle.
+
+        Raises:
+            NotFound: There is no manifest: not a bundle, or one that was never finished.
+            Corrupt: A file is not what the manifest says, or the manifest not what `expected_sha256` says.
+        """
+        manifest = root / MANIFEST
+        if not manifest.is_file() or manifest.is_symlink():
+            raise NotFound(f"no {MANIFEST} in {root}", "Export the version again.")
+        content = manifest.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        if expected_sha256 is not None and sha256 != expected_sha256:
+            raise Corrupt(f"wrong digest of {manifest} ({sha256}, expected {expected_sha256})", "Export the version again.")
+        try:
+            files = dict(json.loads(content)["files"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"unreadable manifest ({manifest}: {error})", "Export the version again.") from error
+        verify_tree(root, files, unlisted=frozenset({MANIFEST}))
+        return cls(root, sha256)
+
+    def variants(self) -> tuple[str, ...]:
+        """Names of its variants, sorted."""
+        directory = self.root / VARIANTS
+        return tuple(sorted(path.name for path in directory.iterdir())) if directory.is_dir() else ()
+
+    def variant_dir(self, variant: str) -> Path:
+        """Directory of one variant. Raises NotFound, naming the ones that exist."""
+        if variant not in self.variants():
+            raise NotFound(f"no such variant ({variant})", f"Exported are: {', '.join(self.variants()) or 'none'}.")
+        return self.root / VARIANTS / variant
+
+    def certificate(self, variant: str) -> Certificate:
+        """The certificate of one variant. Raises NotFound."""
+        return Certificate.from_json(json.loads((self.variant_dir(variant) / CERTIFICATE).read_text()))
+
+    def certificate_sha256(self, variant: str) -> str:
+        """Digest of the certificate file of one variant. Raises NotFound."""
+        return sha256_file(self.variant_dir(variant) / CERTIFICATE)
+
+    def signature(self) -> Signature:
+        """The model's signature."""
+        return Signature.from_json(json.loads((self.root / SIGNATURE).read_text()))
+
+    def tolerance(self, variant: str) -> dict[str, dict[str, float]]:
+        """Output name -> {"rtol", "atol"} that the golden set must meet for this variant."""
+        return dict(json.loads((self.root / TOLERANCE).read_text())[variant])

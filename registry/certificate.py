@@ -1,0 +1,106 @@
+"""The certificate: the measured proof that a variant still is the model. Written by `training`, read by gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+from registry.names import ModelVersion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One measured check with the number that decided.
+
+    Attributes:
+        name: What was checked, for example `parity/logits/max_abs_error`.
+        passed: Whether the value is within the limit.
+        value: The measured number.
+        limit: The number it was held against.
+        relation: How value and limit relate when the check passes: `<=`, `>=` or `==`.
+        detail: What a reader needs to understand the number (batch sizes, sample count).
+    """
+
+    name: str
+    passed: bool
+    value: float
+    limit: float
+    relation: str = "<="
+    detail: str = ""
+
+    def __str__(self) -> str:
+        sign = self.relation if self.passed else {"<=": ">", ">=": "<", "==": "!="}[self.relation]
+        return f"{self.name} {self.value:.6g} {sign} {self.limit:.6g}" + (f" ({self.detail})" if self.detail else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in `certificate.json`."""
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "value": self.value if isfinite(self.value) else str(self.value),  # JSON has no NaN
+            "limit": self.limit,
+            "relation": self.relation,
+            "detail": self.detail,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Check:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "value": float(data["value"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Certificate:
+    """The proof for one variant of one version.
+
+    Attributes:
+        version: The version that was exported.
+        source_sha256: Digest of the weights that the variant was made from.
+        variant: The variant's name.
+        checks: All checks; the certificate passes if there is at least one and every one passed.
+        facts: Measurements without a limit: libraries, opset, providers, operator counts, sizes in bytes,
+            latency in milliseconds. JSON values only.
+    """
+
+    version: ModelVersion
+    source_sha256: str
+    variant: str
+    checks: tuple[Check, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """True if something was checked and nothing failed."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The failed checks, each with its numbers; one reason if nothing was checked."""
+        if not self.checks:
+            return ("nothing was checked",)
+        return tuple(str(check) for check in self.checks if not check.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in `certificate.json`."""
+        return {
+            "version": str(self.version),
+            "source_sha256": self.source_sha256,
+            "variant": self.variant,
+            "passed": self.passed,
+            "checks": [check.to_json() for check in self.checks],
+            "facts": dict(self.facts),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Certificate:
+        """The inverse of `to_json`; `passed` is derived again, never read."""
+        model, _, version = str(data["version"]).partition("/")
+        return cls(
+            version=ModelVersion(model, int(version)),
+            source_sha256=str(data["source_sha256"]),
+            variant=str(data["variant"]),
+            checks=tuple(Check.from_json(check) for check in data["checks"]),
+            facts=dict(data["facts"]),
+        )

@@ -1,0 +1,83 @@
+"""What the rest of Modelway needs of a registry and a ledger. Adapters are tested by one contract class each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from registry.names import ModelVersion
+from registry.release import Event, Release, ReleaseDraft
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionInfo:
+    """A registered version as the registry describes it.
+
+    Attributes:
+        run_id: The training run that made it, if one did.
+        bundle: Where its newest bundle lies, as `attach_bundle` recorded it; None if it was never exported.
+        bundle_sha256: Digest of that bundle's MANIFEST.json.
+    """
+
+    model_version: ModelVersion
+    run_id: str | None
+    bundle: str | None
+    bundle_sha256: str | None
+    created_at: datetime
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+class ModelRegistry(Protocol):
+    """Versions, their bundles and the aliases. Every call may raise `Unavailable`, within seconds."""
+
+    def versions(self, model: str) -> Sequence[VersionInfo]:
+        """All versions of a model, oldest first. Raises NotFound, naming the models that exist."""
+
+    def version(self, model_version: ModelVersion) -> VersionInfo:
+        """One version. Raises NotFound, naming the versions that exist."""
+
+    def aliases(self, model: str) -> Mapping[str, int]:
+        """Alias -> version number; empty for an unknown model."""
+
+    def set_alias(self, model_version: ModelVersion, alias: str) -> None:
+        """Point the alias to the version. Idempotent. Raises NotFound."""
+
+    def set_tag(self, model_version: ModelVersion, key: str, value: str) -> None:
+        """Set a tag on the version. Idempotent. Raises NotFound."""
+
+    def attach_bundle(self, model_version: ModelVersion, bundle: Path) -> VersionInfo:
+        """Upload a complete, verified bundle directory and make it the version's bundle.
+
+        Uploads under a name made of the manifest's digest, reads it back, and only then moves the version's tag to
+        it: a crash leaves the old bundle in place, and repeating is harmless. Raises NotFound, Corrupt.
+        """
+
+    def fetch_bundle(self, model_version: ModelVersion, into: Path) -> Path:
+        """Download the version's bundle into the new directory `into`, verified file by file; returns `into`.
+
+        Raises NotFound (never exported), Corrupt.
+        """
+
+
+class Ledger(Protocol):
+    """The append-only, hash-chained record of releases and events. Safe for many threads and processes."""
+
+    def append_release(self, draft: ReleaseDraft, *, expect: int | None, at: datetime) -> Release:
+        """Append a release if `expect` is the channel's newest release id (None: the channel has none).
+
+        Raises:
+            Conflict: If another release came first; names it.
+        """
+
+    def append_event(self, event: Event) -> None:
+        """Append an event of an existing release. Raises NotFound. Durable when it returns."""
+
+    def entries(self, after: int = 0) -> Sequence[tuple[int, Release | Event]]:
+        """Entries with their sequence number, in order, from the one behind `after`.
+
+        Raises:
+            Corrupt: If the hash chain does not hold over the entries read.
+        """

@@ -1,0 +1,1 @@
+"""Archives, TorchServe, the gateway, roll-out planning, the controller, the control API."""
