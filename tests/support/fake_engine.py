@@ -1,0 +1,130 @@
+"""An in-memory `ServingEngine`. Passes the same contract tests as the real one; its hooks plant what tests need.
+
+engine = FakeEngine()
+engine.failing["2-onnx-fp32-0123456789ab"] = "ValueError: no model"   # its workers die at load
+engine.num_looks_until_ready = 3                                      # LOADING for the first looks
+engine.down = True                                                    # nobody answers
+engine.answer = lambda model, version, body, headers: (500, b"")     # instead of running the archive
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from registry.bundle import sha256_file
+from registry.errors import Corrupt, NotFound, Unavailable
+from serving.ports import LoadedArchive, LoadState, NodeState
+
+_ARCHIVE_NAME = re.compile(r"(?P<model>.+)-(?P<engine_version>\d+-[a-z][a-z0-9-]*-[0-9a-f]{12})\.mar")
+
+Answer = Callable[[str, str, bytes, Mapping[str, str]], tuple[int, bytes]]
+
+
+@dataclass
+class _Registered:
+    archive_name: str
+    num_workers: int = 0
+    num_looks: int = 0
+
+
+@dataclass
+class FakeEngine:
+    """One node that lives in this process.
+
+    Attributes:
+        store_dir: Where archives are copied to; None keeps only their names.
+        calls: Every effect that was asked for, in order: (method, argument).
+        failing: Engine version -> why its workers die at load.
+        num_looks_until_ready: How many observations show LOADING before READY.
+        answer: (model, engine version, body, headers) -> (status, body).
+    """
+
+    name: str = "node-0"
+    inference_socket: str = "/run/fake/node-0.sock"
+    store_dir: Path | None = None
+    down: bool = False
+    failing: dict[str, str] = field(default_factory=dict)
+    num_looks_until_ready: int = 0
+    answer: Answer = lambda *_: (200, b"[]")
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    stored: dict[str, str] = field(default_factory=dict)
+    registered: dict[tuple[str, str], _Registered] = field(default_factory=dict)
+
+    def observe(self) -> NodeState:
+        if self.down:
+            return NodeState(reachable=False)
+        archives = {key: self._look(key, entry) for key, entry in self.registered.items()}
+        return NodeState(reachable=True, archives=archives, stored=frozenset(self.stored))
+
+    def _look(self, key: tuple[str, str], entry: _Registered) -> LoadedArchive:
+        model, engine_version = key
+        reason = self.failing.get(engine_version, "")
+        if not entry.num_workers:
+            state, reason = LoadState.REGISTERED, ""
+        elif reason:
+            state = LoadState.FAILED
+        else:
+            state = LoadState.READY if entry.num_looks >= self.num_looks_until_ready else LoadState.LOADING
+            entry.num_looks += 1
+        return LoadedArchive(model=model, engine_version=engine_version, state=state, detail=reason)
+
+    def store(self, archive: Path, sha256: str) -> None:
+        self._must_be_up()
+        self.calls.append(("store", archive.name))
+        found = sha256_file(archive)
+        if found != sha256:
+            raise Corrupt(f"wrong digest of {archive} ({found}, expected {sha256})")
+        if self.store_dir is not None:
+            shutil.copyfile(archive, self.store_dir / archive.name)
+        self.stored[archive.name] = sha256
+
+    def register(self, archive_name: str) -> None:
+        self._must_be_up()
+        self.calls.append(("register", archive_name))
+        if archive_name not in self.stored:
+            raise NotFound(f"no such archive in the store of {self.name} ({archive_name})")
+        match = _ARCHIVE_NAME.fullmatch(archive_name)
+        assert match is not None, archive_name
+        self.registered.setdefault((match["model"], match["engine_version"]), _Registered(archive_name))
+
+    def scale(self, model: str, engine_version: str, num_workers: int) -> None:
+        self._must_be_up()
+        self.calls.append(("scale", f"{engine_version}={num_workers}"))
+        self._entry(model, engine_version).num_workers = num_workers
+
+    def unregister(self, model: str, engine_version: str) -> None:
+        self._must_be_up()
+        self.calls.append(("unregister", engine_version))
+        self.registered.pop((model, engine_version), None)
+        name = f"{model}-{engine_version}.mar"
+        self.stored.pop(name, None)
+        if self.store_dir is not None:
+            (self.store_dir / name).unlink(missing_ok=True)
+
+    def infer(self, model: str, engine_version: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> tuple[int, bytes]:
+        self._must_be_up()
+        entry = self.registered.get((model, engine_version))
+        if entry is None:
+            return 404, b'{"error": "model version not found"}'
+        if not entry.num_workers or engine_version in self.failing:
+            return 503, b'{"error": "no worker"}'
+        return self.answer(model, engine_version, body, headers)
+
+    def restart_empty(self) -> None:
+        """What a restart of the node's process does: archives stay in the store, nothing is registered."""
+        self.registered.clear()
+        self.down = False
+
+    def _entry(self, model: str, engine_version: str) -> _Registered:
+        try:
+            return self.registered[model, engine_version]
+        except KeyError:
+            raise NotFound(f"not registered on {self.name} ({model} {engine_version})") from None
+
+    def _must_be_up(self) -> None:
+        if self.down:
+            raise Unavailable(f"node {self.name} does not answer")
