@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from registry.release import ChannelState, Event, EventKind, LedgerState, Release, ReleaseKind, ReleaseRecord, Status
+from registry.release import ChannelState, Event, EventKind, LedgerState, Release, ReleaseKind, ReleaseRecord
 from registry.verdict import Outcome, ReleaseCounters, Verdict
 from serving.ports import GatewayState, Judge, LoadState, NodeState
 from serving.routes import Backend, ChannelRoute, RouteTable
@@ -348,8 +348,3 @@ def canary_verdicts(desired: LedgerState, gateway: GatewayState, judge: Judge) -
         if window is not None:
             verdicts[candidate.release.id] = judge(*window, candidate.release.strategy)
     return verdicts
-
-
-def is_settled(channel: ChannelState) -> bool:
-    """Whether the channel's newest release has found its end."""
-    return channel.head is None or channel.head.status not in (Status.PENDING, Status.PROGRESSING)

@@ -1,0 +1,1 @@
+"""The command line: plain verbs. Results on stdout, talk and progress on stderr."""

@@ -1,0 +1,170 @@
+"""train, export, predict: from a recipe to an answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelway.cli.output import JsonOption, Row, print_facts, print_json, print_rows, say
+from registry.errors import Refused, UsageError
+from registry.names import ModelAlias, check_model_name, parse_model_ref, parse_model_version
+
+if TYPE_CHECKING:
+    from modelway.client import Array
+    from registry.certificate import Certificate
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(train)
+    app.command()(export)
+    app.command()(predict)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe that comes with Modelway, or path of a YAML file.")],
+    *,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a recipe, log the run to MLflow, and register a version.
+
+    \b
+    modelway train digits
+    modelway train my_recipe.yaml --set trainer.max_epochs=20
+    """
+    from modelway.composition import open_tracking
+    from modelway.settings import load_settings
+    from training.pipeline import train as train_recipe
+
+    tracking = open_tracking(load_settings())
+    trained = train_recipe(recipe, overrides or [], tracking_uri=tracking.uri, artifact_root=tracking.artifact_root, progress=say)
+    facts: Row = {"version": str(trained.model_version), "run": trained.run_id, **trained.metrics}
+    print_facts(facts, as_json=as_json)
+    say(f"Next: modelway export {trained.model_version}")
+
+
+def export(
+    model_version: Annotated[str, typer.Argument(metavar="MODEL/VERSION", help="For example digits/3.")],
+    *,
+    variants: Annotated[str | None, typer.Option(help="Comma-separated; by default what the recipe lists.")] = None,
+    accuracy_drop: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Accuracy that a variant may lose; by default the recipe's.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a version to its variants and measure each against the model it came from.
+
+    \b
+    modelway export digits/3
+    modelway export digits/3 --variants onnx-fp32,onnx-int8-static --accuracy-drop 0.01
+    """
+    from modelway.composition import open_registry, open_tracking
+    from modelway.settings import load_settings
+    from training.export.stage import export_version
+
+    version, settings = parse_model_version(model_version), load_settings()
+    tracking = open_tracking(settings)
+    report = export_version(
+        version,
+        registry=open_registry(tracking),
+        tracking_uri=tracking.uri,
+        variants=[name.strip() for name in variants.split(",")] if variants else None,
+        accuracy_drop=accuracy_drop,
+        progress=say,
+    )
+    rows = [_certificate_row(certificate, chosen=name == report.chosen) for name, certificate in report.certificates.items()]
+    if as_json:
+        print_json({"version": str(version), "chosen": report.chosen, "certificates": [c.to_json() for c in report.certificates.values()]})
+    else:
+        print_rows(rows, as_json=False)
+    if report.chosen is None:
+        reasons = [f"{name}: {'; '.join(c.failures)}" for name, c in report.certificates.items()]
+        raise Refused(f"no variant of {version} passes", "It cannot be promoted. Train or export again.", reasons=reasons)
+    say(f"Next: modelway promote {version}")
+
+
+def _certificate_row(certificate: Certificate, *, chosen: bool) -> Row:
+    latency: dict[str, Any] = certificate.facts.get("latency_ms", {})
+    parity = next((c.value for c in certificate.checks if "max_abs_error" in c.name), None)
+    return {
+        "variant": certificate.variant,
+        "chosen": "*" if chosen else "",
+        "passed": certificate.passed,
+        "max abs error": parity,
+        "accuracy": certificate.facts.get("accuracy"),
+        "kB": round(certificate.facts["size_bytes"] / 1000) if "size_bytes" in certificate.facts else None,
+        "p50 ms, batch 1": latency.get("1", {}).get("p50"),
+        "p50 ms, batch 32": latency.get("32", {}).get("p50"),
+        "reasons": "; ".join(certificate.failures) or None,
+    }
+
+
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL[/VERSION|@CHANNEL]", help="For example digits, digits/3 or digits@staging.")],
+    *,
+    source: Annotated[
+        str, typer.Option("--input", help="A .json file (one array, or input name to array), a .npy or .npz file, or - for JSON on stdin.")
+    ] = "-",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a model through the gateway.
+
+    \b
+    modelway predict digits --input images.npy
+    echo '[[0.1, 0.2, 0.3, 0.4]]' | modelway predict tabular
+    """
+    from modelway.client import Client
+    from modelway.settings import load_settings
+
+    name, version, channel = _parse_target(model)
+    with Client(load_settings().gateway_url, channel=channel) as client:
+        signature = client.signature(name)
+        datatypes = {spec.name: spec.datatype for spec in signature.inputs}
+        answer = client.infer_traced(name, _read_inputs(source, datatypes), version=version)
+    outputs = {name: array.tolist() for name, array in answer.outputs.items()}
+    result = {"version": answer.version, "release": answer.release, "request_id": answer.request_id, "outputs": outputs}
+    if as_json:
+        print_json(result)
+    else:
+        print_facts({**result, "outputs": None} | outputs if len(outputs) == 1 else result, as_json=False)
+
+
+def _parse_target(text: str) -> tuple[str, int | None, str | None]:
+    if "/" not in text and "@" not in text:
+        return check_model_name(text), None, None
+    ref = parse_model_ref(text)
+    return (ref.model, None, ref.channel) if isinstance(ref, ModelAlias) else (ref.model, ref.version, None)
+
+
+def _read_inputs(source: str, datatypes: dict[str, str]) -> dict[str, Array]:
+    """Input name -> array, in the datatype of the signature. Raises UsageError."""
+    import numpy as np
+
+    from registry.signature import NUMPY_DTYPES
+
+    try:
+        if source.endswith((".npy", ".npz")):
+            loaded = np.load(source, allow_pickle=False)
+            given = dict(loaded) if source.endswith(".npz") else loaded
+        else:
+            given = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the input ({source}: {error})", "Give a .json, .npy or .npz file, or JSON on stdin.") from error
+    if not isinstance(given, dict):
+        if len(datatypes) != 1:
+            raise UsageError(f"the model has {len(datatypes)} inputs", f"Give an object with the keys {', '.join(datatypes)}.")
+        given = {next(iter(datatypes)): given}
+    unknown = sorted(given.keys() - datatypes.keys())
+    if unknown:
+        raise UsageError(f"the model has no input {unknown[0]!r}", f"Its inputs are {', '.join(datatypes)}.")
+    try:
+        return {name: np.asarray(value, dtype=NUMPY_DTYPES[datatypes[name]]) for name, value in given.items()}
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the input is not a regular array of numbers ({error})", "Rows must have equal lengths.") from error
