@@ -220,6 +220,14 @@ def test_a_retired_release_is_unloaded_after_grace_and_drain():
     assert steps_of(desired, gone, later(3)) == [Unload(node="node-0", model="digits", engine_version=ONE.engine_version)]
 
 
+def test_the_old_live_release_keeps_its_cluster_until_the_new_one_is_live():
+    desired = ledger(ONE, live(1), TWO, live(2)[:-1])
+    observed = world(READY_BOTH, gateway=GatewayState(reachable=True, active={1: 0, 2: 0}))
+    table = wanted_table(desired, observed, later(600), POLICY)
+    assert [backend.release_id for backend in table.backends] == [1, 2]
+    assert [(route.live, route.candidate) for route in table.channels] == [(2, None)]
+
+
 @pytest.mark.parametrize("gateway", [GatewayState(reachable=False), GatewayState(reachable=True, digest="another table")])
 def test_nothing_is_unloaded_while_the_gateway_may_still_route_to_it(gateway):
     desired = ledger(ONE, live(1))
