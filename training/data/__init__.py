@@ -1,0 +1,1 @@
+"""Data that ships with Modelway, and what every DataModule of a recipe is asked for."""

@@ -1,0 +1,1 @@
+"""From a registered version to certified variants in a bundle."""
