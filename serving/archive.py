@@ -1,0 +1,282 @@
+"""Archives: one TorchServe `.mar` of one variant, byte-for-byte reproducible, complete in itself.
+
+    <model>-<version>-<variant>-<digest>.mar
+        MAR-INF/MANIFEST.json       TorchServe's; follows from the manifest below
+        modelway-manifest.json      model, version, variant, backend, options; size and sha256 of each file below
+        certificate.json  golden.npz  signature.json  tolerance.json
+        model/...                   the exported form
+        modelway_handler.py  modelway_runtime/...   the code that serves it
+
+TorchServe takes a version only from the archive's own `MAR-INF/MANIFEST.json`, and a file cannot contain its own
+digest. So `<digest>` is the first 12 hex digits of the sha256 of `modelway-manifest.json`, which in turn has the
+digest of every other file: name, engine version and content cannot disagree. The sha256 of the whole file is
+recorded beside it, in `Archive.sha256` and in the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from registry.bundle import CERTIFICATE, GOLDEN, SIGNATURE, TOLERANCE, Bundle, canonical_json, sha256_file
+from registry.certificate import Certificate
+from registry.errors import Corrupt, NotFound, UsageError
+from registry.names import ModelVersion, check_variant
+from registry.signature import Signature
+from serving import stored_zip
+from serving.golden import Golden
+from serving.runtime.modelway_runtime.files import DIGEST_CHARS, MANIFEST, MAR_MANIFEST
+from serving.stored_zip import Entry, Source
+
+_RUNTIME = Path(__file__).parent / "runtime"
+_MODEL_FILES: Mapping[str, str] = {"model.onnx": "onnxruntime", "model.pt": "torchscript"}
+_MAX_SMALL_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeOptions:
+    """How a worker runs the model; part of the archive, so part of its digest.
+
+    Attributes:
+        provider: ONNX Runtime's execution provider; the worker refuses to serve with any other.
+            `CPUExecutionProvider` means the CPU for TorchScript too, anything else a GPU.
+        intra_op_threads: Threads that one run may use.
+        max_rows: Rows that one request, and one run, may have.
+        check_finite: Answer 500 instead of NaN or infinity.
+    """
+
+    provider: str = "CPUExecutionProvider"
+    intra_op_threads: int = 1
+    max_rows: int = 1024
+    check_finite: bool = True
+
+    def __post_init__(self) -> None:
+        if self.intra_op_threads < 1 or self.max_rows < 1:
+            raise UsageError(f"runtime options must be 1 or more (intra_op_threads={self.intra_op_threads}, max_rows={self.max_rows})")
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive file. `engine_version` is what an engine calls it: `<version>-<variant>-<digest>`."""
+
+    name: str
+    path: Path
+    sha256: str
+    engine_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveContents:
+    """What a verified archive says of itself."""
+
+    name: str
+    sha256: str
+    model_version: ModelVersion
+    variant: str
+    engine_version: str
+    signature: Signature
+    certificate: Certificate
+    golden: Golden
+    options: RuntimeOptions
+
+
+def archive_name(model: str, engine_version: str) -> str:
+    """File name of an archive; the inverse of `ReleaseDraft.engine_version`."""
+    return f"{model}-{engine_version}.mar"
+
+
+def build_archive(bundle: Bundle, variant: str, model_version: ModelVersion, into: Path, options: RuntimeOptions | None = None) -> Archive:
+    """Write the archive of one variant into the directory `into`; equal input gives an equal file.
+
+    An archive of that name that is there already and is intact is kept.
+
+    Raises:
+        NotFound: If the bundle has no such variant, or the variant no model file that a runtime can run.
+        UsageError: If a file's name cannot be in an archive, or the archive would be larger than 4 GiB.
+        Corrupt: If the bundle is not of this version, or what was written cannot be read back.
+    """
+    options = options or RuntimeOptions()
+    sources = _sources(bundle, check_variant(variant), model_version)
+    backend = _MODEL_FILES[next(name for name in _MODEL_FILES if f"model/{name}" in sources)]
+    manifest = canonical_json(
+        {
+            "model": model_version.model,
+            "version": model_version.version,
+            "variant": variant,
+            "backend": backend,
+            "options": asdict(options),
+            "files": {name: _measure(source) for name, source in sources.items()},
+        }
+    ).encode()
+    engine_version = _engine_version(json.loads(manifest), manifest)
+    sources |= {MANIFEST: manifest, MAR_MANIFEST: _mar_manifest(model_version.model, engine_version)}
+    name = archive_name(model_version.model, engine_version)
+    into.mkdir(parents=True, exist_ok=True)
+    path = into / name
+    if path.exists():
+        contents = open_archive(path)
+        return Archive(name, path, contents.sha256, engine_version)
+    partial = into / f".{name}.{os.getpid()}.partial"
+    try:
+        _write(partial, sources)
+        sha256 = _open(partial, name).sha256  # what is on the disk, not what was meant to be
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_directory(into)
+    return Archive(name, path, sha256, engine_version)
+
+
+def open_archive(path: Path, expected_sha256: str | None = None) -> ArchiveContents:
+    """Verify every byte of an archive and return what it contains.
+
+    Raises:
+        NotFound: There is no such file.
+        Corrupt: The file is a link, is not exactly what `build_archive` would write for its contents (a flipped bit,
+            a truncated, extra, missing, renamed or repeated entry, a link), is not named by its digest, or is not
+            the one that `expected_sha256` says.
+    """
+    return _open(path, path.name, expected_sha256)
+
+
+def _open(path: Path, name: str, expected_sha256: str | None = None) -> ArchiveContents:
+    if path.is_symlink():
+        raise Corrupt(f"an archive must be a plain file ({path} is a link)")
+    if not path.is_file():
+        raise NotFound(f"no such archive ({path})")
+    sha256 = sha256_file(path)
+    if expected_sha256 is not None and sha256 != expected_sha256:
+        raise Corrupt(f"wrong digest of {path} ({sha256}, expected {expected_sha256})", "Build the archive again.")
+    try:
+        with path.open("rb") as file:
+            return _read(file, name, sha256)
+    except Corrupt:
+        raise
+    except Exception as error:  # whatever a broken file makes a parser raise
+        raise Corrupt(f"not a readable archive ({path}: {error})", "Build the archive again.") from error
+
+
+def _read(file: BinaryIO, name: str, sha256: str) -> ArchiveContents:
+    entries = {entry.name: entry for entry in stored_zip.read_entries(file)}
+
+    def content(entry_name: str) -> bytes:
+        if entry_name not in entries or entries[entry_name].num_bytes > _MAX_SMALL_BYTES:
+            raise Corrupt(f"missing or oversized file in the archive ({entry_name})")
+        return stored_zip.read_content(file, entries[entry_name])
+
+    raw_manifest = content(MANIFEST)
+    manifest: dict[str, Any] = json.loads(raw_manifest)
+    if canonical_json(manifest).encode() != raw_manifest:
+        raise Corrupt(f"not canonical ({MANIFEST})")
+    model_version = ModelVersion(manifest["model"], manifest["version"])
+    engine_version = _engine_version(manifest, raw_manifest)
+    if name != archive_name(model_version.model, engine_version):
+        raise Corrupt(f"the archive is not named by its content ({name}, content {archive_name(model_version.model, engine_version)})")
+    if content(MAR_MANIFEST) != _mar_manifest(model_version.model, engine_version):
+        raise Corrupt(f"not what the archive's content says ({MAR_MANIFEST})")
+    listed: Mapping[str, Mapping[str, Any]] = manifest["files"]
+    found = set(entries) - {MANIFEST, MAR_MANIFEST}
+    for entry_name in sorted(found ^ set(listed)):
+        raise Corrupt(f"{'unexpected' if entry_name in found else 'missing'} file in the archive ({entry_name})")
+    for entry_name in sorted(found):
+        if _digest(stored_zip.iter_content(file, entries[entry_name])) != dict(listed[entry_name]):
+            raise Corrupt(f"wrong digest of a file in the archive ({entry_name})")
+    signature = Signature.from_json(json.loads(content(SIGNATURE)))
+    return ArchiveContents(
+        name=name,
+        sha256=sha256,
+        model_version=model_version,
+        variant=check_variant(manifest["variant"]),
+        engine_version=engine_version,
+        signature=signature,
+        certificate=Certificate.from_json(json.loads(content(CERTIFICATE))),
+        golden=Golden.from_bytes(signature, content(GOLDEN), json.loads(content(TOLERANCE))),
+        options=RuntimeOptions(**manifest["options"]),
+    )
+
+
+def _sources(bundle: Bundle, variant: str, model_version: ModelVersion) -> dict[str, Source]:
+    directory = bundle.variant_dir(variant)
+    certificate = bundle.certificate(variant)
+    if certificate.version != model_version or certificate.variant != variant:
+        raise Corrupt(
+            f"the bundle's certificate is not of {model_version} {variant} (it is of {certificate.version} {certificate.variant})",
+            "Export the version again.",
+        )
+    model = {f"model/{path.relative_to(directory).as_posix()}": path for path in _files(directory) if path.name != CERTIFICATE}
+    kinds = [name for name in _MODEL_FILES if f"model/{name}" in model]
+    if len(kinds) != 1:
+        raise NotFound(
+            f"variant {variant} needs exactly one model file of {', '.join(_MODEL_FILES)} (has {sorted(model)})", "Export it again."
+        )
+    return {
+        **model,
+        **{path.relative_to(_RUNTIME).as_posix(): path for path in runtime_files()},
+        CERTIFICATE: directory / CERTIFICATE,
+        GOLDEN: bundle.root / GOLDEN,
+        SIGNATURE: bundle.root / SIGNATURE,
+        TOLERANCE: canonical_json(bundle.tolerance(variant)).encode(),
+    }
+
+
+def runtime_files() -> tuple[Path, ...]:
+    """The source files that travel in every archive."""
+    return (_RUNTIME / "modelway_handler.py", *sorted((_RUNTIME / "modelway_runtime").glob("*.py")))
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _engine_version(manifest: Mapping[str, Any], raw: bytes) -> str:
+    return f"{manifest['version']}-{manifest['variant']}-{hashlib.sha256(raw).hexdigest()[:DIGEST_CHARS]}"
+
+
+def _mar_manifest(model: str, engine_version: str) -> bytes:
+    return canonical_json(
+        {
+            "createdOn": "01/01/1980 00:00:00",
+            "runtime": "python",
+            "model": {"modelName": model, "modelVersion": engine_version, "handler": "modelway_handler.py"},
+            "archiverVersion": "0.12.0",
+        }
+    ).encode()
+
+
+def _measure(source: Source) -> dict[str, Any]:
+    return _digest(stored_zip.chunks(source))
+
+
+def _digest(content: Iterator[bytes]) -> dict[str, Any]:
+    digest, num_bytes = hashlib.sha256(), 0
+    for chunk in content:
+        digest.update(chunk)
+        num_bytes += len(chunk)
+    return {"bytes": num_bytes, "sha256": digest.hexdigest()}
+
+
+def _write(path: Path, sources: Mapping[str, Source]) -> None:
+    contents: list[tuple[Entry, Iterator[bytes]]] = [
+        (stored_zip.describe(name, source), stored_zip.chunks(source)) for name, source in sorted(sources.items())
+    ]
+    with path.open("wb") as file:
+        try:
+            for chunk in stored_zip.stream(contents):
+                file.write(chunk)
+        except ValueError as error:
+            raise UsageError(f"these files cannot be an archive ({error})", "Export the version in another form.") from error
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

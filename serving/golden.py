@@ -1,0 +1,67 @@
+"""The golden set on the wire: ask a node for it, and say how far its answer is off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from registry.bundle import canonical_json
+from registry.errors import Corrupt
+from registry.signature import NUMPY_DTYPES, Signature
+from serving.runtime.modelway_runtime.golden import Comparison, GoldenSet, compare
+
+PROBE_HEADERS: Mapping[str, str] = {"content-type": "application/json", "x-modelway-protocol": "v2-infer"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A version's golden set with what it takes to ask for it and to judge the answer.
+
+    Attributes:
+        tolerance: Output name -> {"rtol", "atol"} for the variant that is asked.
+    """
+
+    signature: Signature
+    data: GoldenSet
+    tolerance: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def from_bytes(cls, signature: Signature, npz: bytes, tolerance: Mapping[str, Mapping[str, float]]) -> Golden:
+        """Of the content of `golden.npz`. Raises Corrupt if it is none, or does not fit the signature."""
+        try:
+            data = GoldenSet.load(npz)
+        except Exception as error:  # numpy raises many kinds for a broken file
+            raise Corrupt(f"unreadable golden set ({error})", "Export the version again.") from error
+        for specs, arrays in ((signature.inputs, data.inputs), (signature.outputs, data.outputs)):
+            names = {spec.name for spec in specs}
+            if names != set(arrays):
+                raise Corrupt(
+                    f"golden set does not fit the signature (has {sorted(arrays)}, not {sorted(names)})", "Export the version again."
+                )
+        return cls(signature=signature, data=data, tolerance=tolerance)
+
+    def request(self, *, max_rows: int | None = None) -> bytes:
+        """The golden inputs as an Open Inference Protocol v2 request in JSON; send it with `PROBE_HEADERS`."""
+        inputs = []
+        for spec in self.signature.inputs:
+            array = np.asarray(self.data.inputs[spec.name][:max_rows], dtype=NUMPY_DTYPES[spec.datatype])
+            inputs.append({"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape), "data": array.ravel().tolist()})
+        return canonical_json({"id": "golden", "inputs": inputs}).encode()
+
+    def judge(self, status: int, body: bytes, *, max_rows: int | None = None) -> Comparison:
+        """Hold a node's answer to `request` against the golden outputs. Never raises: a bad answer is a problem."""
+        if status != 200:
+            return Comparison(float("inf"), (f"answered {status}: {body[:300].decode(errors='replace')}",))
+        try:
+            got = {str(output["name"]): _array(output) for output in json.loads(body)["outputs"]}
+        except (ValueError, KeyError, TypeError) as error:
+            return Comparison(float("inf"), (f"answer is not of the Open Inference Protocol ({type(error).__name__}: {error})",))
+        return compare({name: array[:max_rows] for name, array in self.data.outputs.items()}, got, self.tolerance)
+
+
+def _array(output: Mapping[str, Any]) -> Any:
+    return np.asarray(output["data"], dtype=NUMPY_DTYPES[str(output["datatype"])]).reshape(output["shape"])

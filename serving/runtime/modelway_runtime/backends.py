@@ -1,0 +1,93 @@
+"""The engines that execute a model. Each is imported only by the archive that needs it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .errors import LoadError
+from .tensors import Array, Spec
+
+ONNX_FILE = "model/model.onnx"
+TORCHSCRIPT_FILE = "model/model.pt"
+
+
+class Backend(Protocol):
+    """One loaded model."""
+
+    def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
+        """Outputs by name for inputs in the signature's order. Any exception means that the run failed."""
+
+
+class OnnxBackend:
+    """ONNX Runtime with exactly the wanted provider."""
+
+    def __init__(self, file: Path, inputs: Sequence[Spec], outputs: Sequence[Spec], options: Mapping[str, Any], gpu_id: int | None) -> None:
+        ort: Any = importlib.import_module("onnxruntime")
+        wanted = str(options["provider"])
+        if wanted not in ort.get_available_providers():
+            raise LoadError(f"execution provider {wanted} is not installed here (there are {', '.join(ort.get_available_providers())})")
+        session_options = ort.SessionOptions()
+        session_options.intra_op_num_threads = int(options["intra_op_threads"])
+        session_options.inter_op_num_threads = 1
+        session_options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        # Workers share the machine: a thread that waits must not burn a core.
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        device = {} if gpu_id is None or wanted == "CPUExecutionProvider" else {"device_id": str(gpu_id)}
+        self._session: Any = ort.InferenceSession(str(file), sess_options=session_options, providers=[(wanted, device)])
+        # ONNX Runtime falls back to the CPU without an error.
+        if self._session.get_providers()[0] != wanted:
+            raise LoadError(f"execution provider {wanted} was asked for, ONNX Runtime uses {self._session.get_providers()[0]}")
+        for side, specs, nodes in (("input", inputs, self._session.get_inputs()), ("output", outputs, self._session.get_outputs())):
+            missing = {spec.name for spec in specs} - {node.name for node in nodes}
+            if missing or (side == "input" and len(nodes) != len(specs)):
+                raise LoadError(f"the model's {side}s are {[n.name for n in nodes]}, the signature's {[s.name for s in specs]}")
+        self._inputs = [spec.name for spec in inputs]
+        self._outputs = [spec.name for spec in outputs]
+
+    def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
+        """See `Backend`."""
+        results = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        return dict(zip(self._outputs, results, strict=True))
+
+
+class TorchScriptBackend:
+    """A TorchScript module; its outputs are a tensor, a tuple of tensors, or a dict by name."""
+
+    def __init__(self, file: Path, inputs: Sequence[Spec], outputs: Sequence[Spec], options: Mapping[str, Any], gpu_id: int | None) -> None:
+        self._torch: Any = importlib.import_module("torch")
+        self._torch.set_num_threads(int(options["intra_op_threads"]))
+        wants_gpu = str(options["provider"]) != "CPUExecutionProvider"
+        if wants_gpu and not self._torch.cuda.is_available():
+            raise LoadError("a GPU was asked for, torch sees none")
+        self._device = f"cuda:{gpu_id or 0}" if wants_gpu else "cpu"
+        self._module: Any = self._torch.jit.load(str(file), map_location=self._device).eval()
+        self._outputs = [spec.name for spec in outputs]
+
+    def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
+        """See `Backend`."""
+        # torch wants memory that it may write to; a request's raw bytes are read-only.
+        tensors = [self._torch.from_numpy(a if a.flags.writeable else a.copy()).to(self._device) for a in map(np.ascontiguousarray, inputs)]
+        with self._torch.inference_mode():
+            result = self._module(*tensors)
+        if isinstance(result, dict):
+            return {name: result[name].cpu().numpy() for name in self._outputs}
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        if len(results) < len(self._outputs):
+            raise LoadError(f"the model has {len(results)} outputs, the signature {len(self._outputs)}")
+        return {name: value.cpu().numpy() for name, value in zip(self._outputs, results, strict=False)}
+
+
+def load(
+    root: Path, kind: str, inputs: Sequence[Spec], outputs: Sequence[Spec], options: Mapping[str, Any], *, gpu_id: int | None = None
+) -> Backend:
+    """Load the model of an unpacked archive. Raises LoadError, or what the engine raises for a broken file."""
+    if kind == "onnxruntime":
+        return OnnxBackend(root / ONNX_FILE, inputs, outputs, options, gpu_id)
+    if kind == "torchscript":
+        return TorchScriptBackend(root / TORCHSCRIPT_FILE, inputs, outputs, options, gpu_id)
+    raise LoadError(f"unknown backend ({kind})")

@@ -1,0 +1,79 @@
+"""The story of a worker: check the files, load the model, prove the golden set, then answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import backends, files
+from .core import Core
+from .errors import LoadError
+from .golden import GoldenSet, compare
+from .jsons import dumps
+from .protocols import PROTOCOL_HEADER, ModelInfo
+from .tensors import Array, Spec
+
+
+def load(root: Path, engine_version: str, gpu_id: int | None = None) -> Core:
+    """Load an unpacked archive and return what answers its requests.
+
+    Raises:
+        LoadError: One line that says why the archive must not serve: a file that is not what the manifest says, a
+            provider that is not there, golden outputs outside of their tolerance, or what the engine said.
+    """
+    manifest = files.check(root, engine_version)
+    options: Mapping[str, Any] = manifest["options"]
+    signature = json.loads((root / files.SIGNATURE).read_text())
+    model = ModelInfo(
+        name=str(manifest["model"]),
+        version=str(manifest["version"]),
+        inputs=tuple(Spec.from_json(spec) for spec in signature["inputs"]),
+        outputs=tuple(Spec.from_json(spec) for spec in signature["outputs"]),
+        max_rows=int(options["max_rows"]),
+    )
+    try:
+        backend = backends.load(root, str(manifest["backend"]), model.inputs, model.outputs, options, gpu_id=gpu_id)
+    except LoadError:
+        raise
+    except Exception as error:  # an engine may raise anything for a broken file
+        raise LoadError(f"the model could not be loaded ({_one_line(error)})") from error
+    core = Core(model, backend, check_finite=bool(options["check_finite"]))
+    _prove(root, model, backend, core)
+    return core
+
+
+def _prove(root: Path, model: ModelInfo, backend: backends.Backend, core: Core) -> None:
+    """Run the golden set in batches, then one row of it as a request through the whole path."""
+    golden = GoldenSet.load(root / files.GOLDEN)
+    tolerance = json.loads((root / files.TOLERANCE).read_text())
+    parts: list[dict[str, Any]] = []
+    for start in range(0, golden.num_rows, model.max_rows):
+        rows = slice(start, start + model.max_rows)
+        inputs = [np.ascontiguousarray(golden.inputs[spec.name][rows], dtype=spec.dtype) for spec in model.inputs]
+        try:
+            parts.append(backend.run(inputs))
+        except Exception as error:  # a model may raise anything
+            raise LoadError(f"the model failed on the golden set ({_one_line(error)})") from error
+    got = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    comparison = compare(golden.outputs, got, tolerance)
+    if comparison.problems:
+        raise LoadError(f"golden set: {'; '.join(comparison.problems)}")
+    request = {"inputs": [_v2_input(spec, golden.inputs[spec.name][:1]) for spec in model.inputs]}
+    answer = core.handle([({PROTOCOL_HEADER: "v2-infer"}, dumps(request))])[0]
+    if answer.status != 200:
+        raise LoadError(
+            f"golden set: a request with its first row is answered {answer.status} ({answer.body[:200].decode(errors='replace')})"
+        )
+
+
+def _v2_input(spec: Spec, array: Array) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape), "data": array.ravel().tolist()}
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
