@@ -19,6 +19,7 @@ import psutil
 
 _KILL_ROUNDS = 5
 _KILL_WAIT_S = 2.0
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +131,9 @@ def _wait(processes: list[psutil.Process], child: subprocess.Popen[bytes] | None
     if child is not None:  # psutil must not reap what Popen wants to reap
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(max(0.0, deadline - time.monotonic()))
-    others = [process for process in processes if child is None or process.pid != child.pid]
-    psutil.wait_procs(others, timeout=max(0.0, deadline - time.monotonic()))
+    # Not psutil.wait_procs: it waits for zombies too, and the first process of a container may never reap them.
+    while any(process.is_running() and not _is_zombie(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
