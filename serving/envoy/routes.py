@@ -1,0 +1,256 @@
+"""The route table as Envoy's route configuration: most specific first, one answer for every path. Pure rendering.
+
+    POST /v2/models/digits/infer         channel by header, canary by a fraction -> /predictions/digits/3-onnx-fp32-0123456789ab
+    POST /v2/models/digits/versions/3/infer                                      -> the same, whatever the channel
+    GET  /v2/models/digits                                                       -> answered by Envoy itself
+    PUT  /v2/models/digits/infer                                                 -> 405, Allow: POST
+    anything else                                                                -> 404 that says what to do
+
+Clients name models and versions; only Envoy names engine versions, so nothing but predictions is reachable behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from registry.names import PRODUCTION
+from serving.envoy.bootstrap import ROUTES_NAME, seconds
+from serving.envoy.clusters import cluster_name
+from serving.envoy.config import EnvoyConfig
+from serving.routes import Backend, ChannelRoute, RouteTable
+
+CHANNEL_HEADER = "x-modelway-channel"
+PROTOCOL_HEADER = "x-modelway-protocol"
+PLATFORM = "modelway"
+
+_JSON = {"header": {"key": "content-type", "value": "application/json"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+# What TorchServe and Envoy say of themselves and no client needs.
+_REMOVED_RESPONSE_HEADERS = ["pragma", "expires", "x-envoy-upstream-service-time", "x-envoy-overloaded", "x-envoy-attempt-count"]
+
+
+# Nothing was sent yet when a connect fails, so trying another node is safe for any request.
+_PREVIOUS_HOSTS = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+_RETRY_POLICY = {
+    "retry_on": "connect-failure",
+    "num_retries": 1,
+    "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": _PREVIOUS_HOSTS}}],
+    "host_selection_retry_max_attempts": 3,
+    "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Call:
+    """One thing that a client can ask of a model: what it is called from outside, and how the worker is asked."""
+
+    method: str
+    path: str  # with {m} for the model, and {v} for the version in `versioned`
+    versioned: str
+    protocol: str  # value of the protocol header; empty if Envoy answers by itself
+
+
+_CALLS = (
+    _Call(method="POST", path="/v2/models/{m}/infer", versioned="/v2/models/{m}/versions/{v}/infer", protocol="v2-infer"),
+    _Call(method="GET", path="/v2/models/{m}/ready", versioned="/v2/models/{m}/versions/{v}/ready", protocol="v2-ready"),
+    _Call(method="GET", path="/v2/models/{m}", versioned="/v2/models/{m}/versions/{v}", protocol=""),
+    _Call(method="POST", path="/v1/models/{m}:predict", versioned="/v1/models/{m}/versions/{v}:predict", protocol="v1-predict"),
+    _Call(method="GET", path="/v1/models/{m}/metadata", versioned="/v1/models/{m}/versions/{v}/metadata", protocol=""),
+    _Call(method="GET", path="/v1/models/{m}", versioned="/v1/models/{m}/versions/{v}", protocol=""),
+    _Call(method="POST", path="/predictions/{m}", versioned="/predictions/{m}/{v}", protocol="predictions"),
+)
+
+
+def routes(table: RouteTable, config: EnvoyConfig) -> dict[str, Any]:
+    """The discovery document of the one route configuration."""
+    return {
+        "version_info": table.digest,
+        "resources": [
+            {
+                "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+                "name": ROUTES_NAME,
+                # What a worker may not tell of itself in our name; each route adds the true values again.
+                "response_headers_to_remove": _REMOVED_RESPONSE_HEADERS,
+                "most_specific_header_mutations_wins": True,
+                "max_direct_response_body_size_bytes": 1 << 20,
+                "virtual_hosts": [
+                    {"name": "gateway", "domains": ["*"], "retry_policy": _RETRY_POLICY, "routes": list(_routes(table, config))},
+                ],
+            }
+        ],
+    }
+
+
+def _routes(table: RouteTable, config: EnvoyConfig) -> Iterator[dict[str, Any]]:
+    models = sorted({backend.model for backend in table.backends})
+    for model in models:
+        for call in _CALLS:
+            yield from _explicit_versions(model, call, table, config)
+            yield from _channels(model, call, table, config)
+    yield from _server(table)
+    known = f"Models: {', '.join(models)}." if models else "No model has a release yet: modelway promote MODEL/VERSION."
+    yield _text(
+        {"prefix": "/"},
+        404,
+        f"no such path or model. {known} Ask POST /v2/models/MODEL/infer, /v1/models/MODEL:predict or /predictions/MODEL.",
+    )
+
+
+# --- the calls of one model
+
+
+def _explicit_versions(model: str, call: _Call, table: RouteTable, config: EnvoyConfig) -> Iterator[dict[str, Any]]:
+    versions = _backend_by_version(model, table)
+    for version, backend in sorted(versions.items()):
+        path = call.versioned.format(m=model, v=version)
+        yield _to_backend({"path": path, "headers": [_method(call)]}, backend, call, table, config)
+        yield _method_not_allowed(path, call)
+    known = ", ".join(str(version) for version in sorted(versions))
+    pattern = re.escape(call.versioned.format(m=model, v="VERSION")).replace("VERSION", "[^/:]+")
+    yield _text({"safe_regex": {"regex": pattern}}, 404, f"no such version of {model} is served. Versions: {known}.")
+
+
+def _backend_by_version(model: str, table: RouteTable) -> Mapping[int, Backend]:
+    """The backend that answers for each registered version: the one live in production, else the newest release."""
+    live = {route.live for route in table.channels if route.model == model and route.channel == PRODUCTION}
+    chosen: dict[int, Backend] = {}
+    for backend in sorted(table.backends, key=lambda b: (b.release_id in live, b.release_id)):
+        if backend.model == model:
+            chosen[backend.version] = backend
+    return chosen
+
+
+def _channels(model: str, call: _Call, table: RouteTable, config: EnvoyConfig) -> Iterator[dict[str, Any]]:
+    path = call.path.format(m=model)
+    channels = [route for route in table.channels if route.model == model]
+    for route in channels:
+        yield from _channel(route, [_channel_is(route.channel)], call, table, config)
+    yield _method_not_allowed(path, call)
+    known = (
+        f"Channels of {model}: {', '.join(route.channel for route in channels)}." if channels else f"No channel of {model} has a release."
+    )
+    asked = {"name": CHANNEL_HEADER, "present_match": True}
+    yield {
+        "match": {"path": path, "headers": [asked]},
+        "direct_response": {
+            "status": 404,
+            "body_format": {"text_format_source": {"inline_string": f"unknown channel (%REQ({CHANNEL_HEADER}):64%). {known}"}},
+        },
+    }
+    for route in channels:
+        if route.channel == PRODUCTION:
+            yield from _channel(route, [], call, table, config)
+    yield _text({"path": path}, 404, f"{model} has no {PRODUCTION} release. {known} Name one in the header {CHANNEL_HEADER}.")
+
+
+def _channel(
+    route: ChannelRoute, headers: list[dict[str, Any]], call: _Call, table: RouteTable, config: EnvoyConfig
+) -> Iterator[dict[str, Any]]:
+    backends = table.backends_by_release()
+    match = {"path": call.path.format(m=route.model), "headers": [_method(call), *headers]}
+    if route.candidate is not None and call.protocol:
+        share = {"numerator": round(route.candidate_percent * 10_000), "denominator": "MILLION"}
+        yield _to_backend({**match, "runtime_fraction": {"default_value": share}}, backends[route.candidate], call, table, config)
+    yield _to_backend(match, backends[route.live], call, table, config)
+
+
+def _method(call: _Call) -> dict[str, Any]:
+    return {"name": ":method", "string_match": {"exact": call.method}}
+
+
+def _channel_is(channel: str) -> dict[str, Any]:
+    return {"name": CHANNEL_HEADER, "string_match": {"exact": channel}}
+
+
+def _to_backend(match: dict[str, Any], backend: Backend, call: _Call, table: RouteTable, config: EnvoyConfig) -> dict[str, Any]:
+    headers = [
+        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        for key, value in (("x-modelway-version", str(backend.version)), ("x-modelway-release", str(backend.release_id)))
+    ]
+    if not call.protocol:
+        answer = _metadata(call, backend, table)
+        return _direct(match, 200, json.dumps(answer, separators=(",", ":")), headers=[_JSON, *headers])
+    return {
+        "name": cluster_name(backend.release_id),
+        "match": match,
+        "route": {
+            "cluster": cluster_name(backend.release_id),
+            "regex_rewrite": {
+                "pattern": {"regex": "^[^?]*"},
+                "substitution": f"/predictions/{backend.model}/{backend.engine_version}",
+            },
+            "timeout": seconds(config.request_timeout_s),
+        },
+        "request_headers_to_add": [
+            {"header": {"key": PROTOCOL_HEADER, "value": call.protocol}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
+        ],
+        "response_headers_to_add": headers,
+    }
+
+
+def _metadata(call: _Call, backend: Backend, table: RouteTable) -> dict[str, Any]:
+    """What Envoy answers by itself, in the words of the protocol of the path."""
+    signature = backend.signature.to_json()
+    versions = sorted(_backend_by_version(backend.model, table))
+    if call.path.startswith("/v2"):  # https://github.com/kserve/open-inference-protocol, Model Metadata Response
+        return {"name": backend.model, "versions": [str(v) for v in versions], "platform": PLATFORM, **signature}
+    if call.path.endswith("/metadata"):  # https://www.tensorflow.org/tfx/serving/api_rest#model_metadata_api
+        spec = {"name": backend.model, "signature_name": "serving_default", "version": str(backend.version)}
+        return {"model_spec": spec, "metadata": signature}
+    status = {"error_code": "OK", "error_message": ""}  # https://www.tensorflow.org/tfx/serving/api_rest#model_status_api
+    # `name` and `ready` are KServe's words for the same path.
+    return {
+        "name": backend.model,
+        "ready": True,
+        "model_version_status": [{"version": str(backend.version), "state": "AVAILABLE", "status": status}],
+    }
+
+
+def _method_not_allowed(path: str, call: _Call) -> dict[str, Any]:
+    match = {"path": path, "headers": [{**_method(call), "invert_match": True}]}
+    allow = {"header": {"key": "allow", "value": call.method}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+    return _direct(match, 405, f"method not allowed. Use {call.method}.", headers=[allow])
+
+
+# --- the server itself
+
+
+def _server(table: RouteTable) -> Iterator[dict[str, Any]]:
+    server = {"name": PLATFORM, "version": "2", "extensions": ["binary_tensor_data"]}
+    yield from _get("/v2", 200, server)
+    yield from _get("/v2/health/live", 200, {"live": True})
+    problem = _not_ready(table)
+    yield from _get("/v2/health/ready", 503 if problem else 200, problem or {"ready": True})
+    yield from _get("/ping", 503 if problem else 200, problem or {"status": "Healthy"})
+
+
+def _not_ready(table: RouteTable) -> str:
+    if not table.channels:
+        return "no channel has a release yet. modelway promote MODEL/VERSION"
+    backends = table.backends_by_release()
+    missing = [f"{route.model}@{route.channel}" for route in table.channels if not backends[route.live].sockets]
+    return f"no node serves {', '.join(missing)}" if missing else ""
+
+
+def _get(path: str, status: int, answer: Mapping[str, Any] | str) -> Iterator[dict[str, Any]]:
+    call = _Call(method="GET", path=path, versioned=path, protocol="")
+    match = {"path": path, "headers": [_method(call)]}
+    if isinstance(answer, str):
+        yield _text(match, status, answer)
+    else:
+        yield _direct(match, status, json.dumps(answer, separators=(",", ":")), headers=[_JSON])
+    yield _method_not_allowed(path, call)
+
+
+def _text(match: dict[str, Any], status: int, text: str) -> dict[str, Any]:
+    return _direct(match, status, text, headers=[])
+
+
+def _direct(match: dict[str, Any], status: int, body: str, *, headers: list[dict[str, Any]]) -> dict[str, Any]:
+    """An answer of Envoy itself; from 400 on the text becomes `{"error": text}` (bootstrap.py)."""
+    response: dict[str, Any] = {"status": status, "body": {"inline_string": body}}
+    return {"match": match, "direct_response": response, **({"response_headers_to_add": headers} if headers else {})}
