@@ -34,7 +34,7 @@ _SOCKET_PATH_BYTES = 103
 # What is left for a name under `socket_dir`; longer names must be shortened by a digest.
 SOCKET_NAME_BYTES = 48
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  read, never bound
-_URLS = ("tracking_uri", "ledger_url", "control_url")  # may hold a password: never printed whole
+_URLS = ("tracking_uri", "mlflow_store_url", "ledger_url", "control_url")  # may hold a password: never printed whole
 
 
 def _port(default: int, description: str) -> Any:
@@ -72,6 +72,13 @@ class Settings(BaseSettings):
     )
     mlflow_host: str = Field(default="127.0.0.1", description="Address that the embedded MLflow server listens on.")
     mlflow_port: int = _port(5000, "Port of the embedded MLflow server.")
+    mlflow_allowed_hosts: str = Field(
+        default="", description="Further names, separated by commas, by which clients reach the embedded MLflow server."
+    )
+    mlflow_store_url: str = Field(
+        default_factory=lambda data: f"sqlite:///{data['home'] / 'mlflow.db'}",
+        description="SQLAlchemy URL of the embedded MLflow server's store; by default SQLite in the home.",
+    )
     tracking_uri: str | None = Field(
         default=None, description="An MLflow server of your own, instead of the embedded one. MLFLOW_TRACKING_URI is read too."
     )
@@ -113,7 +120,7 @@ class Settings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         return Path(os.path.abspath(home.expanduser()))  # noqa: PTH100  resolve() would follow a link that the user chose
 
-    @field_validator("tracking_uri", "ledger_url", "control_url")
+    @field_validator(*_URLS)
     @classmethod
     def _has_scheme(cls, url: str | None) -> str | None:
         if url is not None and not urlsplit(url).scheme:
@@ -161,7 +168,7 @@ class Settings(BaseSettings):
 
     @property
     def mlflow_db(self) -> Path:
-        """SQLite store of the embedded MLflow."""
+        """SQLite store of the embedded MLflow, when `mlflow_store_url` is not set."""
         return self.home / "mlflow.db"
 
     @property
