@@ -181,6 +181,11 @@ class ReleaseRecord:
     status: Status = Status.PENDING
     events: tuple[Event, ...] = ()
 
+    @property
+    def in_progress(self) -> bool:
+        """Whether its roll-out has not found its end."""
+        return self.status in (Status.PENDING, Status.PROGRESSING)
+
     def last(self, kind: EventKind) -> Event | None:
         """The newest event of that kind."""
         return next((event for event in reversed(self.events) if event.kind is kind), None)
@@ -230,7 +235,7 @@ class ChannelState:
     def candidate(self) -> ReleaseRecord | None:
         """The newest release while it is on its way to being live."""
         head = self.head
-        return head if head is not None and head.status in (Status.PENDING, Status.PROGRESSING) else None
+        return head if head is not None and head.in_progress else None
 
     @property
     def rollback_target(self) -> ReleaseRecord | None:

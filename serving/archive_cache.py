@@ -15,8 +15,7 @@ from registry.names import ModelVersion
 from registry.ports import ModelRegistry
 from registry.release import ReleaseDraft
 from registry.signature import Signature
-from serving.archive import Archive, build_archive
-from serving.runtime_options import RuntimeOptions
+from serving.archive import Archive, RuntimeOptions, build_archive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
