@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -57,6 +58,11 @@ def quality(task: Task, output: Array, target: Array) -> float:
     return float(1 - residual / spread) if spread > 0 else float("nan")
 
 
+def finite_or_none(value: float) -> float | None:
+    """The number, or None for one that JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
 def quality_name(task: Task) -> str:
     """What `quality` measures, as metrics call it."""
     return "accuracy" if task == "classification" else "r2"
@@ -67,7 +73,8 @@ def evaluate(task: Task, output: Array, target: Array) -> dict[str, float]:
     metrics = {quality_name(task): quality(task, output, target)}
     if task == "classification":
         logits = output.astype(np.float64)
-        shifted = logits - logits.max(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # a model may answer infinities; the loss is then NaN
+            shifted = logits - logits.max(axis=1, keepdims=True)
         log_probability = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         return metrics | {"log_loss": float(-log_probability[np.arange(len(target)), target].mean())}
     error = output.reshape(target.shape).astype(np.float64) - target

@@ -105,14 +105,14 @@ class ExportConfig:
         calibration_rows: Training rows that a static quantizer sees.
         held_out_rows: Rows of the test set that certificates are measured on, at most.
         max_relative_error: Variant -> largest absolute error allowed, as a fraction of the largest absolute value of the
-            output; replaces the exporter's own limit.
+            output; replaces the exporter's own limit, and its limit of the mean error in proportion.
         outputs: Names of the outputs, in order; by default `logits` (classification), `prediction` (regression), the keys
             of a dict, or `output_0`, `output_1`.
     """
 
     variants: tuple[str, ...] = ("onnx-fp32", "onnx-int8-static", "torchscript-fp32")
     accuracy_drop: float = 0.01
-    calibration_rows: int = 256
+    calibration_rows: int = 512
     held_out_rows: int = 2048
     max_relative_error: Mapping[str, float] = field(default_factory=dict)
     outputs: tuple[str, ...] | None = None

@@ -28,6 +28,7 @@ RUN_TAG = "modelway.run_id"  # tag of a version: the run that made it, once
 _PARAM_BATCH = 100  # MLflow's limit per request
 _PARAM_CHARACTERS = 6000  # MLflow's limit per value
 _RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_PROGRESS_BAR_VARIABLE = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 _CREATE_ATTEMPTS = 3
 
 
@@ -61,7 +62,7 @@ class Run:
 
     def log_directory(self, directory: Path, artifact_path: str | None = None) -> None:
         """Upload the files of a directory."""
-        with self.tracking.translated():
+        with self.tracking.translated(), _setting(_PROGRESS_BAR_VARIABLE, "false"):
             self.tracking.client.log_artifacts(self.run_id, str(directory), artifact_path)
 
 
@@ -112,7 +113,7 @@ class Tracking:
                     return found
                 tags = {RUN_TAG: run.run_id, SOURCE_TAG: source_sha256}
                 try:
-                    with _without_retries():
+                    with _setting(_RETRIES_VARIABLE, "0"):
                         created = self.client.create_model_version(
                             model, source=f"{run.artifact_uri}/{SOURCE}", run_id=run.run_id, tags=tags
                         )
@@ -137,7 +138,8 @@ class Tracking:
         with self.translated():
             if not self.client.list_artifacts(run_id, artifact_path):
                 raise NotFound(f"the run has no such artifact ({run_id}: {artifact_path})", "Train the version again.")
-            return Path(self.client.download_artifacts(run_id, artifact_path, str(into)))
+            with _setting(_PROGRESS_BAR_VARIABLE, "false"):
+                return Path(self.client.download_artifacts(run_id, artifact_path, str(into)))
 
     def _experiment_id(self, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)
@@ -209,13 +211,14 @@ def write_mlmodel(directory: Path, *, run_id: str, signature: Signature, program
 
 
 @contextmanager
-def _without_retries() -> Iterator[None]:
-    before = os.environ.get(_RETRIES_VARIABLE)
-    os.environ[_RETRIES_VARIABLE] = "0"  # MLflow reads it at each request, and offers no argument
+def _setting(variable: str, value: str) -> Iterator[None]:
+    """An MLflow setting for as long as the block lasts: MLflow reads its environment at each call, and offers no argument."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ[_RETRIES_VARIABLE]
+            del os.environ[variable]
         else:
-            os.environ[_RETRIES_VARIABLE] = before
+            os.environ[variable] = before

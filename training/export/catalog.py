@@ -1,0 +1,22 @@
+"""The variants there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from registry.errors import NotFound
+from training.export.exporter import Exporter
+from training.export.onnx_fp32 import OnnxFp32
+from training.export.onnx_int8_static import OnnxInt8Static
+from training.export.torchscript_fp32 import TorchScriptFp32
+
+EXPORTERS: tuple[Exporter, ...] = (OnnxFp32(), OnnxInt8Static(), TorchScriptFp32())
+
+
+def exporters(names: Sequence[str]) -> tuple[Exporter, ...]:
+    """The exporters of these variants, in the order given, each once. Raises NotFound, naming the ones there are."""
+    by_name = {exporter.name: exporter for exporter in EXPORTERS}
+    for name in names:
+        if name not in by_name:
+            raise NotFound(f"no such variant ({name})", f"Variants are {', '.join(by_name)}.")
+    return tuple(by_name[name] for name in dict.fromkeys(names))

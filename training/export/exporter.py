@@ -1,0 +1,85 @@
+"""What a variant is: one class that makes its files, knows its limits and can look into what it made.
+
+A new variant is one small file with such a class, added to `training.export.catalog`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from registry.certificate import Check
+from registry.signature import Signature
+from training.data.batches import Rows
+
+ONNX_FILE = "model.onnx"
+TORCHSCRIPT_FILE = "model.pt"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a variant must meet against the eager float32 model. Errors are fractions of the output's largest absolute value.
+
+    Attributes:
+        max_error: Largest error of any value.
+        mean_error: Largest mean error.
+        row_error: Largest difference between the same row alone, in a batch and in a permuted batch.
+        min_agreement: Least share of rows with the same class.
+    """
+
+    max_error: float
+    mean_error: float
+    row_error: float
+    min_agreement: float
+
+
+# Float32 in another order of operations: a few units in the last place per layer. A deep network gets to 1e-5.
+FP32_LIMITS = Limits(max_error=2e-5, mean_error=5e-6, row_error=1e-5, min_agreement=0.999)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportContext:
+    """What exporters work with, beside the model.
+
+    Attributes:
+        signature: The model's inputs and outputs, in order.
+        example: Input name -> tensor of at least two rows: with one row exporters freeze the batch dimension.
+        calibration: Training rows for static quantizers.
+        scratch: Directory for intermediate files, shared by the exporters of one model.
+    """
+
+    signature: Signature
+    example: Mapping[str, torch.Tensor]
+    calibration: Rows
+    scratch: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What an exporter found in the files: checks on their structure, and facts for the reader."""
+
+    checks: tuple[Check, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Exporter(Protocol):
+    """One variant."""
+
+    @property
+    def name(self) -> str:
+        """The variant's name, for example `onnx-fp32`."""
+
+    @property
+    def limits(self) -> Limits:
+        """What the variant must meet."""
+
+    def export(self, model: nn.Module, context: ExportContext, into: Path) -> None:
+        """Write the variant's files into the existing directory `into`. May raise anything; a failure is certified as one."""
+
+    def inspect(self, directory: Path, model: nn.Module, context: ExportContext) -> Inspection:
+        """Look into the files that lie in `directory`. Must not trust that `export` of this process wrote them."""

@@ -1,0 +1,98 @@
+"""ONNX graphs of a model: made by torch.onnx, cleaned, saved, counted. The one file of training that edits ONNX."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from training.export.exporter import ONNX_FILE, ExportContext
+from training.interface import Inference, evaluating
+
+BATCH = "batch"
+_EXTERNAL_DATA_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB
+
+
+def fp32_graph(model: nn.Module, context: ExportContext) -> Path:
+    """The model as a float32 ONNX graph with a free batch dimension, made once per context; its file in the scratch directory."""
+    path = context.scratch / "fp32" / ONNX_FILE
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_graph(_export(model, context), path)
+    return path
+
+
+def save_graph(graph: onnx.ModelProto, path: Path) -> None:
+    """Write a graph; its weights into `<name>.data` beside it if they are too large for one file."""
+    large = graph.ByteSize() > _EXTERNAL_DATA_BYTES
+    onnx.save(graph, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
+
+
+def graph_facts(path: Path) -> dict[str, Any]:
+    """Opset, operator counts and size in bytes of a graph."""
+    graph = onnx.load(path, load_external_data=False)
+    return {
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import},
+        "operators": dict(sorted(Counter(node.op_type for node in graph.graph.node).items())),
+        "onnx": onnx.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def _export(model: nn.Module, context: ExportContext) -> onnx.ModelProto:
+    batch = {0: torch.export.Dim.DYNAMIC}
+    with evaluating(model), _exporter_quiet():
+        program = torch.onnx.export(
+            Inference(model),
+            tuple(context.example.values()),
+            dynamo=True,
+            dynamic_shapes=((batch,) * len(context.example),),
+            input_names=[spec.name for spec in context.signature.inputs],
+            output_names=[spec.name for spec in context.signature.outputs],
+            verbose=False,
+        )
+    assert program is not None
+    graph: onnx.ModelProto = program.model_proto
+    _clean(graph)
+    onnx.checker.check_model(graph)
+    return graph
+
+
+def _clean(graph: onnx.ModelProto) -> None:
+    """Name the batch dimension, and drop the notes of the exporter: they hold stack traces with this machine's paths."""
+    del graph.metadata_props[:]
+    del graph.graph.metadata_props[:]
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    symbol = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in [*graph.graph.input, *graph.graph.output, *graph.graph.value_info]:
+        del value.metadata_props[:]
+        for dimension in value.type.tensor_type.shape.dim:
+            if symbol and dimension.dim_param == symbol:
+                dimension.dim_param = BATCH
+    for tensor in graph.graph.initializer:
+        del tensor.metadata_props[:]
+        tensor.doc_string = ""
+
+
+@contextmanager
+def _exporter_quiet() -> Iterator[None]:
+    logger = logging.getLogger("torch.onnx")  # it reports that torchvision is not installed
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # torch.export copies its own deprecated LeafSpec.
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)

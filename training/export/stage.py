@@ -1,0 +1,225 @@
+"""From a registered version to its bundle: the story of an export, top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from registry.bundle import CERTIFICATE, GOLDEN, PROFILE, SIGNATURE, TOLERANCE, VARIANTS, Bundle, canonical_json, write_manifest
+from registry.certificate import Certificate
+from registry.errors import Corrupt, UsageError
+from registry.names import ModelVersion
+from registry.ports import ModelRegistry, VersionInfo
+from training.components import build_data
+from training.data.batches import data_digest, held_out_rows, prepare, training_rows
+from training.evaluate import predict
+from training.export.catalog import exporters
+from training.export.certify import NUM_GOLDEN, Measured, Reference, certify, failed_export
+from training.export.exporter import ExportContext, Exporter, Limits
+from training.export.profile import build_profile
+from training.fit import seed_all
+from training.interface import infer_signature
+from training.recipe import ExportConfig
+from training.source import Source, open_source
+from training.tracking import SOURCE, SOURCE_TAG, Tracking
+
+CHOSEN_TAG = "modelway.variant"  # tag of a version: its fastest variant that passed
+_EXAMPLE_ROWS = 4
+_MIN_HELD_OUT_ROWS = 32
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """What an export made.
+
+    Attributes:
+        certificates: Variant -> its certificate, in the order in which they were made; passing and failing ones.
+        chosen: The fastest variant that passed (median at batch 1); None if none did.
+        bundle: The verified bundle on this machine, in the working directory of the export.
+    """
+
+    model_version: ModelVersion
+    certificates: Mapping[str, Certificate]
+    chosen: str | None
+    bundle: Bundle
+
+
+def export_version(
+    model_version: ModelVersion,
+    registry: ModelRegistry,
+    *,
+    tracking_uri: str,
+    workdir: Path,
+    variants: Sequence[str] | None = None,
+    accuracy_drop: float | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Export a version, certify every variant and attach the bundle to the version.
+
+    A variant that fails stays in the bundle with its failing certificate: gates refuse it, and people can look at it.
+
+    Args:
+        tracking_uri: The MLflow store that has the version's run.
+        workdir: Directory on this machine in which the bundle is made, in a new directory of its own.
+        variants: Which ones; None for those of the recipe.
+        accuracy_drop: Budget; None for that of the recipe.
+        progress: Called with one line per variant.
+
+    Raises:
+        NotFound: No such version or variant.
+        UsageError: The version's code or data cannot be had here, or the version was not trained by Modelway.
+        Corrupt: The version's files or its data are not those that were registered.
+        Unavailable: MLflow does not answer.
+    """
+    say = progress or (lambda line: None)
+    info = registry.version(model_version)
+    workdir.mkdir(parents=True, exist_ok=True)
+    root = Path(tempfile.mkdtemp(prefix=f"{model_version.model}-{model_version.version}-", dir=workdir))
+    tracking = Tracking(tracking_uri)
+
+    bundle = root / "bundle"
+    measured: dict[str, Measured] = {}
+    with tempfile.TemporaryDirectory(prefix="export-", dir=root) as scratch:
+        source = _source(info, tracking, Path(scratch) / "source")
+        config = _config(source.recipe.export, variants, accuracy_drop)
+        wanted = exporters(config.variants)
+        reference, context = measure_eager(source, config, scratch=Path(scratch))
+        for exporter in wanted:
+            directory = bundle / VARIANTS / exporter.name
+            measured[exporter.name] = export_variant(
+                exporter, source, version=model_version, config=config, reference=reference, context=context, directory=directory
+            )
+            say(_verdict_line(measured[exporter.name].certificate))
+
+    opened = _seal(bundle, reference, measured)
+    certificates = {name: item.certificate for name, item in measured.items()}
+    chosen = fastest_passing(certificates)
+    registry.attach_bundle(model_version, opened.root)
+    if chosen is not None:
+        registry.set_tag(model_version, CHOSEN_TAG, chosen)
+    assert info.run_id is not None  # _source has refused versions without a run
+    tracking.log_metrics(info.run_id, _numbers(certificates))
+    return ExportReport(model_version=model_version, certificates=certificates, chosen=chosen, bundle=opened)
+
+
+def export_variant(
+    exporter: Exporter,
+    source: Source,
+    *,
+    version: ModelVersion,
+    config: ExportConfig,
+    reference: Reference,
+    context: ExportContext,
+    directory: Path,
+) -> Measured:
+    """Make one variant in the new directory, certify it from its files and write the certificate beside them."""
+    directory.mkdir(parents=True)
+    try:
+        exporter.export(source.model, context, directory)
+        inspection = exporter.inspect(directory, source.model, context)
+    except Exception as error:  # exporters and the user's model may raise anything; the certificate says what
+        measured = failed_export(error, version=version, source_sha256=source.weights_sha256, variant=exporter.name, reference=reference)
+    else:
+        measured = certify(
+            directory,
+            version=version,
+            source_sha256=source.weights_sha256,
+            variant=exporter.name,
+            reference=reference,
+            limits=_limits(exporter, config),
+            accuracy_drop=config.accuracy_drop,
+            inspection=inspection,
+        )
+    (directory / CERTIFICATE).write_text(canonical_json(measured.certificate.to_json()), encoding="utf-8")
+    return measured
+
+
+def fastest_passing(certificates: Mapping[str, Certificate]) -> str | None:
+    """The variant with the smallest median latency at batch 1 among those that passed; None if none did."""
+    passing = {name: c.facts["latency"]["batch_1"]["p50_ms"] for name, c in certificates.items() if c.passed}
+    return min(passing, key=lambda name: (passing[name], name), default=None)
+
+
+def _source(info: VersionInfo, tracking: Tracking, into: Path) -> Source:
+    digest = info.tags.get(SOURCE_TAG)
+    if info.run_id is None or digest is None:
+        raise UsageError(f"the version was not trained by Modelway ({info.model_version})", "Train it, or import its file.")
+    return open_source(tracking.download(info.run_id, SOURCE, into), expected_sha256=digest)
+
+
+def _config(config: ExportConfig, variants: Sequence[str] | None, accuracy_drop: float | None) -> ExportConfig:
+    if variants is not None:
+        config = dataclasses.replace(config, variants=tuple(variants))
+    return config if accuracy_drop is None else dataclasses.replace(config, accuracy_drop=accuracy_drop)
+
+
+def measure_eager(source: Source, config: ExportConfig, *, scratch: Path) -> tuple[Reference, ExportContext]:
+    """What the eager model answers on held-out rows of the data that it was trained on."""
+    recipe = source.recipe
+    seed_all(recipe.seed)
+    data = prepare(build_data(recipe.data))
+    if (digest := data_digest(data, source.model)) != source.data_sha256:
+        raise Corrupt(
+            f"the data are not those that the version was trained on (sha256 {digest[:12]}, was {source.data_sha256[:12]})",
+            "Restore the data, or train a new version.",
+        )
+    rows = held_out_rows(data, source.model, config.held_out_rows)
+    if len(rows) < _MIN_HELD_OUT_ROWS:
+        raise UsageError(f"too few held-out rows to certify anything ({len(rows)})", f"Hold out {_MIN_HELD_OUT_ROWS} or more.")
+    outputs = predict(source.model, rows.inputs, outputs=config.outputs, task=recipe.task)
+    example = {name: torch.from_numpy(array) for name, array in rows.take(slice(0, _EXAMPLE_ROWS)).items()}
+    signature = infer_signature(example, {name: torch.from_numpy(array[:_EXAMPLE_ROWS]) for name, array in outputs.items()})
+    calibration = training_rows(data, source.model, config.calibration_rows)
+    return (
+        Reference(signature=signature, rows=rows, outputs=outputs, task=recipe.task),
+        ExportContext(signature=signature, example=example, calibration=calibration, scratch=scratch),
+    )
+
+
+def _limits(exporter: Exporter, config: ExportConfig) -> Limits:
+    """The exporter's limits, or in the recipe's proportion to them."""
+    limits = exporter.limits
+    wanted = config.max_relative_error.get(exporter.name)
+    if wanted is None:
+        return limits
+    return dataclasses.replace(limits, max_error=wanted, mean_error=limits.mean_error * wanted / limits.max_error)
+
+
+def _seal(bundle: Path, reference: Reference, measured: Mapping[str, Measured]) -> Bundle:
+    """Write what the variants share, the manifest last, and open the bundle as its readers will."""
+    golden = slice(0, NUM_GOLDEN)
+    (bundle / SIGNATURE).write_text(canonical_json(reference.signature.to_json()), encoding="utf-8")
+    tolerance = {variant: {name: dict(t) for name, t in item.tolerance.items()} for variant, item in measured.items()}
+    (bundle / TOLERANCE).write_text(canonical_json(tolerance), encoding="utf-8")
+    (bundle / PROFILE).write_text(canonical_json(build_profile(reference.task, reference.rows, reference.outputs)), encoding="utf-8")
+    arrays = {f"in/{name}": array for name, array in reference.rows.take(golden).items()}
+    arrays |= {f"out/{name}": array[golden] for name, array in reference.outputs.items()}
+    np.savez(bundle / GOLDEN, allow_pickle=False, **arrays)
+    write_manifest(bundle)
+    return Bundle.open(bundle)
+
+
+def _verdict_line(certificate: Certificate) -> str:
+    if not certificate.passed:
+        return f"{certificate.variant}: failed: {'; '.join(certificate.failures)}"
+    latency, size = certificate.facts["latency"]["batch_1"]["p50_ms"], certificate.facts["size_bytes"]
+    return f"{certificate.variant}: passed {len(certificate.checks)} checks, {size} bytes, median {latency} ms at batch 1"
+
+
+def _numbers(certificates: Mapping[str, Certificate]) -> dict[str, float]:
+    """Every number of the certificates as metrics of the run."""
+    numbers = {}
+    for variant, certificate in certificates.items():
+        numbers[f"export/{variant}/passed"] = float(certificate.passed)
+        numbers |= {f"export/{variant}/{check.name}": check.value for check in certificate.checks}
+        for batch, latency in certificate.facts.get("latency", {}).items():
+            numbers |= {f"export/{variant}/latency/{batch}/{name}": value for name, value in latency.items()}
+    return numbers
