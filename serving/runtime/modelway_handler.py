@@ -35,7 +35,8 @@ class ModelwayHandler:
             reason = " ".join(str(error).split())
             _logger.error("refused to serve %s: %s", engine_version, reason)
             status.failed(reason or type(error).__name__)
-            raise RuntimeError(f"refused to serve {engine_version}: {reason}") from error
+            # The reason is in the log line above; TorchServe prints a chain of tracebacks twice.
+            raise RuntimeError(f"refused to serve {engine_version}: {reason}") from None
         status.ready()
         # TorchServe's worker logs several lines per request at INFO, each of which costs as much as a small model.
         logging.getLogger().setLevel(logging.WARNING)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,9 @@ from pathlib import Path
 from registry.bundle import sha256_file
 from registry.errors import Corrupt, NotFound, Unavailable
 from serving.ports import LoadedArchive, LoadState, NodeState
+from serving.runtime.modelway_runtime import worker
+from serving.runtime.modelway_runtime.core import Core
+from serving.runtime.modelway_runtime.errors import LoadError
 
 _ARCHIVE_NAME = re.compile(r"(?P<model>.+)-(?P<engine_version>\d+-[a-z][a-z0-9-]*-[0-9a-f]{12})\.mar")
 
@@ -40,7 +45,7 @@ class FakeEngine:
         calls: Every effect that was asked for, in order: (method, argument).
         failing: Engine version -> why its workers die at load.
         num_looks_until_ready: How many observations show LOADING before READY.
-        answer: (model, engine version, body, headers) -> (status, body).
+        answer: (model, engine version, body, headers) -> (status, body); None runs the archive.
     """
 
     name: str = "node-0"
@@ -49,10 +54,11 @@ class FakeEngine:
     down: bool = False
     failing: dict[str, str] = field(default_factory=dict)
     num_looks_until_ready: int = 0
-    answer: Answer = lambda *_: (200, b"[]")
+    answer: Answer | None = None
     calls: list[tuple[str, str]] = field(default_factory=list)
     stored: dict[str, str] = field(default_factory=dict)
     registered: dict[tuple[str, str], _Registered] = field(default_factory=dict)
+    cores: dict[str, Core] = field(default_factory=dict)  # archive name -> the runtime that answers for it
 
     def observe(self) -> NodeState:
         if self.down:
@@ -81,6 +87,18 @@ class FakeEngine:
         if self.store_dir is not None:
             shutil.copyfile(archive, self.store_dir / archive.name)
         self.stored[archive.name] = sha256
+        if zipfile.is_zipfile(archive):
+            self._load(archive)
+
+    def _load(self, archive: Path) -> None:
+        match = _ARCHIVE_NAME.fullmatch(archive.name)
+        assert match is not None, archive.name
+        with tempfile.TemporaryDirectory() as unpacked, zipfile.ZipFile(archive) as files:
+            files.extractall(unpacked)
+            try:
+                self.cores[archive.name] = worker.load(Path(unpacked), match["engine_version"])
+            except LoadError as error:
+                self.failing[match["engine_version"]] = str(error)
 
     def register(self, archive_name: str) -> None:
         self._must_be_up()
@@ -112,7 +130,13 @@ class FakeEngine:
             return 404, b'{"error": "model version not found"}'
         if not entry.num_workers or engine_version in self.failing:
             return 503, b'{"error": "no worker"}'
-        return self.answer(model, engine_version, body, headers)
+        if self.answer is not None:
+            return self.answer(model, engine_version, body, headers)
+        core = self.cores.get(entry.archive_name)
+        if core is None:
+            return 200, b"[]"
+        answer = core.handle([({name.lower(): value for name, value in headers.items()}, body)])[0]
+        return answer.status, answer.body
 
     def restart_empty(self) -> None:
         """What a restart of the node's process does: archives stay in the store, nothing is registered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,9 @@ class OnnxBackend:
     """ONNX Runtime with exactly the wanted provider."""
 
     def __init__(self, file: Path, inputs: Sequence[Spec], outputs: Sequence[Spec], options: Mapping[str, Any], gpu_id: int | None) -> None:
+        # From 1.32 ONNX Runtime reports to its vendor from the moment it is imported; both names have meant "do not".
+        for variable in ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED"):
+            os.environ[variable] = "1"
         ort: Any = importlib.import_module("onnxruntime")
         wanted = str(options["provider"])
         if wanted not in ort.get_available_providers():

@@ -3,7 +3,8 @@
 TorchServe's API shows a worker that cannot load as one that is still loading, for minutes; the file says at once.
 It holds no request data. Without `MODELWAY_WORKER_STATUS_DIR` (an engine that Modelway did not start) nothing is written.
 
-    <dir>/<model>/<engine version>/<slot>.json    {"state": "failed", "reason": "...", "pid": 12, "engine_pid": 7, "at": 1700000000.0, "deaths": 0}
+    <dir>/<model>/<engine version>/<slot>.json
+    {"state": "failed", "reason": "...", "pid": 12, "engine_pid": 7, "at": 1700000000.0, "deaths": 0}
 
 `deaths` counts the loads of this slot that failed, one after the other; the engine retries them. A load that ended
 without a word (killed, out of memory, a crash in native code) is seen by the next one.
