@@ -174,3 +174,18 @@ def port_owner(host: str, port: int) -> Owner | None:
                     process = psutil.Process(connection.pid)
                     return Owner(pid=process.pid, name=process.name(), command=" ".join(process.cmdline()), session=os.getsid(process.pid))
     return Owner(pid=None, name="a process of another user", command="")
+
+
+def terminate(pid: int, timeout_s: float) -> bool:
+    """SIGTERM to one process that is not ours to reap; whether it ended in time (or was gone already)."""
+    identity = identify(pid)
+    if identity is None:
+        return True
+    deadline = time.monotonic() + timeout_s
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    while is_alive(identity):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

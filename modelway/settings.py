@@ -30,7 +30,7 @@ CONFIG_ENV = "MODELWAY_CONFIG"
 CONFIG_FILE = "modelway.toml"
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, its terminating NUL included.
-_SOCKET_PATH_BYTES = 103
+SOCKET_PATH_BYTES = 103
 # What is left for a name under `socket_dir`; longer names must be shortened by a digest.
 SOCKET_NAME_BYTES = 48
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  read, never bound
@@ -213,7 +213,7 @@ class Settings(BaseSettings):
         A name in it may have up to `SOCKET_NAME_BYTES` bytes.
         """
         inside = self.home / "sockets"
-        if len(os.fsencode(inside)) + 1 + SOCKET_NAME_BYTES <= _SOCKET_PATH_BYTES:
+        if len(os.fsencode(inside)) + 1 + SOCKET_NAME_BYTES <= SOCKET_PATH_BYTES:
             return inside
         digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
         # Not tempfile.gettempdir(): all programs of one home must agree, whatever TMPDIR each of them has.
