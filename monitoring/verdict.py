@@ -157,7 +157,7 @@ def _fisher(hits: int, n: int, live_hits: int, live_n: int) -> float:
 
     The hypergeometric tail itself: `scipy.stats.fisher_exact` computes the same after many checks.
     """
-    from scipy.stats import hypergeom  # noqa: PLC0415  a second to import, and only the controller judges
+    from scipy.stats import hypergeom  # type: ignore[import-untyped]  # noqa: PLC0415  a second to import, and only the controller judges
 
     return float(hypergeom.sf(hits - 1, n + live_n, hits + live_hits, n))
 
