@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from registry.lease_terms import LeaseGrant
 from registry.names import ModelVersion
 from registry.release import Event, Release, ReleaseDraft
 
@@ -32,6 +33,9 @@ class VersionInfo:
 
 class ModelRegistry(Protocol):
     """Versions, their bundles and the aliases. Every call may raise `Unavailable`, within seconds."""
+
+    def registered_models(self) -> Sequence[str]:
+        """Names of all models, sorted."""
 
     def versions(self, model: str) -> Sequence[VersionInfo]:
         """All versions of a model, oldest first. Raises NotFound, naming the models that exist."""
@@ -63,21 +67,46 @@ class ModelRegistry(Protocol):
 
 
 class Ledger(Protocol):
-    """The append-only, hash-chained record of releases and events. Safe for many threads and processes."""
+    """The append-only, hash-chained record of releases and events. Safe for many threads and processes.
 
-    def append_release(self, draft: ReleaseDraft, *, expect: int | None, at: datetime) -> Release:
+    Both appends are durable when they return, take a `fence` (the token of the writer's lease, see `registry.lease`;
+    None for a writer without one), and refuse what is not JSON or has no time zone with UsageError. Every call may raise
+    Unavailable or TimedOut when the database does.
+    """
+
+    def append_release(self, draft: ReleaseDraft, *, expect: int | None, at: datetime, fence: int | None = None) -> Release:
         """Append a release if `expect` is the channel's newest release id (None: the channel has none).
 
+        Release ids count from 1 over the whole ledger, without gaps.
+
         Raises:
-            Conflict: If another release came first; names it.
+            Conflict: If another release came first; names it. Or the lease of `fence` is no longer held.
         """
 
-    def append_event(self, event: Event) -> None:
-        """Append an event of an existing release. Raises NotFound. Durable when it returns."""
+    def append_event(self, event: Event, *, fence: int | None = None) -> None:
+        """Append an event of an existing release.
+
+        Raises:
+            NotFound: There is no such release.
+            Conflict: The lease of `fence` is no longer held.
+        """
 
     def entries(self, after: int = 0) -> Sequence[tuple[int, Release | Event]]:
-        """Entries with their sequence number, in order, from the one behind `after`.
+        """Entries with their sequence number (1, 2, 3, ...), in order, from the one behind `after`.
 
         Raises:
-            Corrupt: If the hash chain does not hold over the entries read.
+            Corrupt: If the hash chain does not hold over the entries read, or the ledger ends before `after`.
         """
+
+
+class LeaseStore(Protocol):
+    """Who may act as the controller now: at most one holder, each with a higher fencing token than the one before."""
+
+    def acquire_lease(self, holder: str, ttl_s: float, now: datetime) -> LeaseGrant | None:
+        """The lease, if nobody else holds it at `now`; None if somebody does. Its own holder gets it anew at once."""
+
+    def renew_lease(self, token: int, ttl_s: float, now: datetime) -> LeaseGrant:
+        """Hold it until `now` + `ttl_s`, also when it had run out and nobody took it. Raises Conflict if it was lost."""
+
+    def release_lease(self, token: int) -> None:
+        """Give it up. Idempotent; nothing happens if it was lost already."""
