@@ -105,7 +105,7 @@ def test_where_the_tracking_uri_comes_from(
         ({"MODELWAY_NODES": "0"}, "nodes = 3", r"MODELWAY_NODES = 0"),
         ({}, "gatway_port = 1", r"unknown setting \(gatway_port in modelway\.toml\)\. Did you mean gateway_port\?"),
         ({}, "[gateway]\nport = 1", r"unknown setting \(gateway in modelway\.toml\)"),
-        ({}, "nodes =", r"not TOML \(modelway\.toml: .*line 1"),
+        ({}, "nodes 3", r"not TOML \(modelway\.toml: .*line 1"),
         ({"MODELWAY_CONFIG": "absent.toml"}, "", r"no such settings file \(absent\.toml\)"),
         ({"MODELWAY_MLFLOW_PORT": "8080"}, "", r"gateway_port and mlflow_port are both 8080"),
         ({"MODELWAY_TRACKING_URI": "mlflow.example"}, "", r"MODELWAY_TRACKING_URI = mlflow\.example: a URL with a scheme is needed"),
