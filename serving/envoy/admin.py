@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import socket
 import time
 from collections.abc import Callable
-
-import httpx
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urlencode
 
 from registry.errors import TimedOut, Unavailable
 from serving.envoy.config import EnvoyConfig
@@ -20,30 +23,30 @@ class Admin:
 
     def __init__(self, config: EnvoyConfig) -> None:
         self._socket = config.admin_socket
-        # A new connection each time: a kept one would die with each restart of Envoy and fail the next call.
-        self._client = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(config.admin_socket), limits=httpx.Limits(max_keepalive_connections=0)),
-            base_url="http://gateway",
-            timeout=config.admin_timeout_s,
-            trust_env=False,
-        )
+        self._timeout_s = config.admin_timeout_s
 
     def get(self, path: str, **params: str) -> str:
         """The text that a path answers with."""
-        return self._call("GET", path, params)
+        return self._call("GET", f"{path}?{urlencode(params)}" if params else path)
 
     def post(self, path: str) -> None:
         """Ask for an effect."""
-        self._call("POST", path, {})
+        self._call("POST", path)
 
-    def _call(self, method: str, path: str, params: dict[str, str]) -> str:
+    def _call(self, method: str, target: str) -> str:
+        # A new connection each time: a kept one would die with each restart of Envoy and fail the next call.
+        connection = _UnixConnection(self._socket, self._timeout_s)
         try:
-            response = self._client.request(method, path, params=params)
-        except httpx.HTTPError as error:
+            connection.request(method, target)
+            response = connection.getresponse()
+            status, text = response.status, response.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"the gateway does not answer ({self._socket}: {error})", _NEXT_STEP) from error
-        if response.status_code != httpx.codes.OK:
-            raise Unavailable(f"the gateway's admin interface answered {response.status_code} ({path})", _NEXT_STEP)
-        return response.text
+        finally:
+            connection.close()
+        if status != HTTPStatus.OK:
+            raise Unavailable(f"the gateway's admin interface answered {status} ({target}: {text[:200]})", _NEXT_STEP)
+        return text
 
     def snapshot(self) -> Snapshot:
         """The counters now. Latency histograms may lag behind by what worker threads have not handed over yet."""
@@ -89,3 +92,22 @@ class Admin:
             if time.monotonic() > deadline:
                 return None
             time.sleep(_POLL_S)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket; httpx does that too, and leaks the socket of each connect that fails."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("gateway", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket; leave nothing open if that fails."""
+        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connecting.settimeout(self.timeout)
+            connecting.connect(str(self._path))
+        except OSError:
+            connecting.close()
+            raise
+        self.sock = connecting

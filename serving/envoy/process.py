@@ -20,6 +20,7 @@ def process(config: EnvoyConfig) -> ProcessSpec:
             *("--config-path", str(config.bootstrap_file)),
             *("--concurrency", str(config.concurrency)),
             *("--log-level", "warning"),
+            *("--file-flush-interval-msec", "1000"),  # access log; the default is 10 s, too late for `modelway trace`
             "--disable-hot-restart",  # its shared memory would tie two gateways of one machine together
             *("--drain-time-s", str(DRAIN_TIME_S)),
             *("--drain-strategy", "immediate"),

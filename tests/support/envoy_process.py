@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,16 +13,11 @@ from serving.envoy.config import EnvoyConfig
 from serving.envoy.files import prepare
 from serving.envoy.gateway import EnvoyGateway
 from serving.envoy.process import process
-from serving.routes import Backend
+from serving.routes import Backend, ChannelRoute, RouteTable
+from support.polling import wait_until
+from support.ports import free_port
 
 SIGNATURE = Signature((TensorSpec("input", "FP32", (-1, 4)),), (TensorSpec("logits", "FP32", (-1, 3)),))
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def backend(release_id: int, *sockets: Path | str, version: int | None = None, model: str = "digits") -> Backend:
@@ -39,6 +32,20 @@ def backend(release_id: int, *sockets: Path | str, version: int | None = None, m
         signature=SIGNATURE,
         sockets=tuple(map(str, sockets)),
     )
+
+
+def live(release: Backend, *others: Backend, channel: str = "production") -> RouteTable:
+    """A table with one channel that is served by one release; the others are warm."""
+    route = ChannelRoute(model=release.model, channel=channel, live=release.release_id)
+    return RouteTable(backends=tuple(sorted((release, *others), key=lambda b: b.release_id)), channels=(route,))
+
+
+def canary(release: Backend, candidate: Backend, percent: float) -> RouteTable:
+    """A production channel split between two releases."""
+    route = ChannelRoute(
+        model=release.model, channel="production", live=release.release_id, candidate=candidate.release_id, candidate_percent=percent
+    )
+    return RouteTable(backends=tuple(sorted((release, candidate), key=lambda b: b.release_id)), channels=(route,))
 
 
 class RunningEnvoy:
@@ -63,12 +70,13 @@ class RunningEnvoy:
         spec = process(self.config)
         with spec.log.open("ab") as log:
             self.process = subprocess.Popen(spec.argv, cwd=spec.cwd, env=dict(spec.env), stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
-        while not self.gateway.ready():
-            assert self.process.poll() is None, self.config.log.read_text()
-            assert time.monotonic() < deadline, self.config.log.read_text()
-            time.sleep(0.02)
+        wait_until(lambda: self._alive() and self.gateway.ready(), what="Envoy's readiness")
         return self
+
+    def _alive(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.config.log.read_text()
+        return True
 
     def stop(self) -> int:
         """SIGTERM, and the exit status."""
