@@ -7,12 +7,12 @@ lease while it runs; another controller takes over, with a higher fencing token,
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -21,18 +21,19 @@ from modelway.composition import build_controller, utc_now, write_prometheus
 from modelway.home import prepare_home
 from modelway.settings import Settings, load_settings
 from registry.errors import ModelwayError
-from registry.lease import Lease, acquire_lease
+from registry.ledger_sql import SqlLedger
 from serving.api import create_app
+from serving.lease import LeaseKeeper
 
 log = logging.getLogger("modelway.controller")
 
 _ALIAS_INTERVAL_S = 1.0
 _LEASE_TTL_S = 10.0
-_EXIT_LOST_LEASE = 5
+_JOIN_S = 5.0
 
 
 def main() -> None:
-    """Run until SIGTERM. Exits 5 when another controller took the lease over."""
+    """Run until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -47,37 +48,76 @@ def serve(settings: Settings) -> int:
     prepare_home(settings)
     write_prometheus(settings)
     stop = threading.Event()
-    lease = acquire_lease(settings, _holder(settings), _LEASE_TTL_S, utc_now, stop)
-    if lease is None:
-        return 0  # told to stop while waiting
+    lease = LeaseKeeper(SqlLedger(settings.ledger_url), holder=_holder(settings), ttl_s=_LEASE_TTL_S, clock=utc_now)
+    with _stopped_by_sigterm(stop):
+        if not lease.acquire(stop):
+            return 0
     process = build_controller(settings, lease.token)
     process.archives.remove_leftovers()
-    server = _web_server(settings, create_app(process.plane))
-    lost = threading.Event()
-
-    def loop(name: str, run: Callable[[], None]) -> threading.Thread:
-        def guarded() -> None:
-            try:
-                run()
-            except Exception:
-                log.exception("%s ended", name)
-                lost.set()
-                server.should_exit = True
-
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
-        thread.start()
-        return thread
-
-    loops = [
-        loop("controller", lambda: process.plane.controller.run(stop)),
-        loop("aliases", lambda: process.plane.aliases.run(stop, _ALIAS_INTERVAL_S)),
-        loop("lease", lambda: lease.keep(stop)),
-    ]
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(process.plane), host=settings.control_host, port=settings.control_port, log_config=None, access_log=False)
+    )
+    loops = Loops(stop, on_death=lambda: setattr(server, "should_exit", True))
+    loops.start("lease", lambda: lease.keep(stop))
+    loops.start("controller", lambda: process.plane.controller.run(stop))
+    loops.start("aliases", lambda: process.plane.aliases.run(stop, _ALIAS_INTERVAL_S))
     server.run()
     stop.set()
     process.plane.controller.wake()
     process.plane.aliases.wake()
-    for thread in loops:
-        thread.join(timeout=5.0)
+    loops.join()
     lease.release()
-    return _EXIT_LOST_LEASE if lost.is_set() else 0
+    return 1 if loops.died else 0
+
+
+def _holder(settings: Settings) -> str:
+    return f"{socket.gethostname()}:{settings.home}"
+
+
+@contextmanager
+def _stopped_by_sigterm(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM sets `stop`, until the web server takes the signal over."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Loops:
+    """Threads that the process does not survive: if one dies, all end, and the supervisor starts the process anew."""
+
+    def __init__(self, stop: threading.Event, *, on_death: Callable[[], None]) -> None:
+        self._stop = stop
+        self._on_death = on_death
+        self._threads: list[threading.Thread] = []
+        self.died = False
+
+    def start(self, name: str, run: Callable[[], None]) -> None:
+        """Run it in a thread of that name."""
+
+        def guarded() -> None:
+            try:
+                run()
+            except Exception:
+                log.exception("the %s loop died", name)
+                self.died = True
+                self._stop.set()
+                self._on_death()
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def join(self) -> None:
+        """Wait for all of them, but not forever."""
+        for thread in self._threads:
+            thread.join(_JOIN_S)
+
+
+if __name__ == "__main__":
+    main()

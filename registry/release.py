@@ -190,6 +190,10 @@ class ReleaseRecord:
         """The newest event of that kind."""
         return next((event for event in reversed(self.events) if event.kind is kind), None)
 
+    def happened_since(self, kind: EventKind, mark: Event) -> bool:
+        """Whether an event of that kind was recorded behind `mark`, by the ledger's order: times may be equal."""
+        return any(event.kind is kind for event in self.events[self.events.index(mark) + 1 :])
+
     def to_json(self) -> dict[str, Any]:
         """As answered by the control API."""
         return {**self.release.to_json(), "status": self.status.value, "events": [event.to_json() for event in self.events]}

@@ -286,18 +286,17 @@ def _judge_step(channel: ChannelState, candidate: ReleaseRecord, weighted: Event
         return Wait(release_id=release.id, reason=f"{shares[step]:g}% for {(end - look.now).total_seconds():.0f} s more")
     if verdict.outcome is not Outcome.PASS:
         return _hold(candidate, weighted, verdict, look.now - end)
-    judged = candidate.last(EventKind.JUDGED)
-    if judged is None or judged.at < weighted.at:
+    if not candidate.happened_since(EventKind.JUDGED, weighted):
         return Record(release_id=release.id, kind=EventKind.JUDGED, data={"step": step, "verdict": verdict.to_json()})
     return _weigh(channel, candidate, step + 1, shares[step + 1], gateway)
 
 
 def _hold(candidate: ReleaseRecord, weighted: Event, verdict: Verdict, waited: timedelta) -> Step:
-    release, held = candidate.release, candidate.last(EventKind.HELD)
+    release = candidate.release
     missing = "; ".join(verdict.reasons)
     if waited > timedelta(seconds=release.strategy.hold_s):
         return _abort(release, f"no verdict within {release.strategy.hold_s:g} s: {missing}", verdict)
-    if held is None or held.at < weighted.at:
+    if not candidate.happened_since(EventKind.HELD, weighted):
         return Record(release_id=release.id, kind=EventKind.HELD, data={"verdict": verdict.to_json()})
     return Wait(release_id=release.id, reason=f"held, {verdict.outcome}: {missing}")
 
