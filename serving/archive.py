@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,7 +94,7 @@ def archive_name(model: str, engine_version: str) -> str:
 def build_archive(bundle: Bundle, variant: str, model_version: ModelVersion, into: Path, options: RuntimeOptions | None = None) -> Archive:
     """Write the archive of one variant into the directory `into`; equal input gives an equal file.
 
-    An archive of that name that is there already and is intact is kept.
+    An archive of that name that is there already is kept if it is intact, and replaced if not.
 
     Raises:
         NotFound: If the bundle has no such variant, or the variant no model file that a runtime can run.
@@ -118,9 +119,8 @@ def build_archive(bundle: Bundle, variant: str, model_version: ModelVersion, int
     name = archive_name(model_version.model, engine_version)
     into.mkdir(parents=True, exist_ok=True)
     path = into / name
-    if path.exists():
-        contents = open_archive(path)
-        return Archive(name, path, contents.sha256, engine_version)
+    with suppress(NotFound, Corrupt):  # not there, or damaged on the disk: written below
+        return Archive(name, path, open_archive(path).sha256, engine_version)
     partial = into / f".{name}.{os.getpid()}.partial"
     try:
         _write(partial, sources)

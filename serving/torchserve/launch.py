@@ -30,10 +30,6 @@ def prepare(config: TorchServeConfig) -> None:
     Raises:
         UsageError: If a directory cannot be made, or is open to others and not ours to change.
     """
-    for leftover in (*config.sockets, config.java_tmp, config.key_file):
-        leftover.unlink(missing_ok=True)
-    for transient in (config.tmp_dir, config.status_dir):
-        shutil.rmtree(transient, ignore_errors=True)
     directories = (
         config.directory,
         config.socket_dir,
@@ -45,6 +41,7 @@ def prepare(config: TorchServeConfig) -> None:
         config.log_file.parent,
     )
     try:
+        _remove_leftovers(config)
         for directory in directories:
             directory.mkdir(parents=True, exist_ok=True)
         for private in (config.directory, config.socket_dir, config.work_dir):
@@ -56,6 +53,13 @@ def prepare(config: TorchServeConfig) -> None:
         write_durably(config.log4j_file, render_log4j(config).encode())
     except OSError as error:
         raise UsageError(f"cannot prepare node {config.name} ({error})", "Choose directories that this user can write to.") from error
+
+
+def _remove_leftovers(config: TorchServeConfig) -> None:
+    for leftover in (*config.sockets, config.java_tmp, config.key_file):
+        leftover.unlink(missing_ok=True)
+    for transient in (config.tmp_dir, config.status_dir):
+        shutil.rmtree(transient, ignore_errors=True)
 
 
 def process(config: TorchServeConfig) -> ProcessSpec:

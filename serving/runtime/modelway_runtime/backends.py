@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +70,9 @@ class TorchScriptBackend:
         if wants_gpu and not self._torch.cuda.is_available():
             raise LoadError("a GPU was asked for, torch sees none")
         self._device = f"cuda:{gpu_id or 0}" if wants_gpu else "cpu"
-        self._module: Any = self._torch.jit.load(str(file), map_location=self._device).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; this archive is made of it all the same
+            self._module: Any = self._torch.jit.load(str(file), map_location=self._device).eval()
         self._outputs = [spec.name for spec in outputs]
 
     def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
