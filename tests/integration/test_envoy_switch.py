@@ -15,6 +15,7 @@ from registry.errors import TimedOut, Unavailable
 from serving.envoy import EnvoyGateway
 from serving.envoy.config import EnvoyConfig
 from support.envoy_process import RunningEnvoy, backend, canary, live
+from support.freeze import frozen, thread_named
 from support.http_load import HttpLoad
 from support.polling import wait_until
 from support.uds_server import UdsServer
@@ -225,3 +226,16 @@ def test_the_access_log_has_a_line_per_request_and_no_payload(envoy: RunningEnvo
     assert lines[0]["duration_ms"] >= 0
     assert (lines[1]["status"], lines[1]["channel"]) == (404, 'a"b\\c')
     assert "secret" not in envoy.config.access_log.read_text()
+
+
+def test_apply_waits_for_each_worker_thread(node: UdsServer) -> None:
+    with RunningEnvoy(apply_timeout_s=0.5) as envoy:
+        first, second = live(backend(1, node.socket), backend(2, node.socket)), live(backend(2, node.socket), backend(1, node.socket))
+        envoy.gateway.apply(first)
+        assert envoy.process is not None
+        for worker in ("wrk:worker_0", "wrk:worker_1"):
+            with frozen(thread_named(envoy.process.pid, worker)), pytest.raises(TimedOut, match="worker thread of the gateway is stuck"):
+                envoy.gateway.apply(second)
+            wait_until(lambda: envoy.gateway.observe().digest == first.digest, what="the table before")
+        envoy.gateway.apply(second)
+        assert served(envoy) == "2"
