@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
+from modelway import mlflow_server
+from modelway.home import prepare_home
 from modelway.settings import Settings
 from monitoring.metrics import ControllerMetrics
 from monitoring.prometheus import ScrapeTarget, prometheus_yml, rules_yml
@@ -61,19 +61,9 @@ def open_tracking(settings: Settings) -> TrackingStore:
     """The user's MLflow; else the embedded one, through its server while that is up, else straight to its files."""
     if not settings.mlflow_is_embedded:
         return TrackingStore(uri=settings.mlflow_url, artifact_root=None)
-    if _answers(f"{settings.mlflow_url}/health"):
-        return TrackingStore(uri=settings.mlflow_url, artifact_root=settings.artifacts.as_uri())
-    from modelway.home import prepare_home  # noqa: PLC0415  only a direct store needs the directories
-
     prepare_home(settings)
-    return TrackingStore(uri=f"sqlite:///{settings.mlflow_db}", artifact_root=settings.artifacts.as_uri())
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2.0, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
+    uri = settings.mlflow_url if mlflow_server.ready(settings) else mlflow_server.store_url(settings)
+    return TrackingStore(uri=uri, artifact_root=mlflow_server.artifact_root(settings))
 
 
 def open_registry(tracking: TrackingStore) -> MlflowRegistry:
@@ -193,7 +183,14 @@ def build_controller(settings: Settings, fence: int | None) -> ControllerProcess
         fence=fence,
     )
     aliases = AliasReconciler(
-        ledger=ledger, view=view, registry=registry, releases=releases, clock=utc_now, on_release=controller.wake, fence=fence
+        ledger=ledger,
+        view=view,
+        registry=registry,
+        releases=releases,
+        clock=utc_now,
+        on_release=controller.wake,
+        on_answer=metrics.registry_answered,
+        fence=fence,
     )
 
     def verify() -> list[Finding]:

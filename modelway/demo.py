@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,14 +68,15 @@ def _prepare_version(version: ModelVersion, registry: ModelRegistry, uri: str, a
 
         started = time.monotonic()
         trained = train("digits", OVERRIDES[version.version], tracking_uri=uri, artifact_root=artifact_root, progress=say)
-        accuracy = trained.metrics.get("test_accuracy")
+        accuracy = trained.metrics["accuracy"]
         say(f"trained {trained.model_version} in {time.monotonic() - started:.1f} s: test accuracy {accuracy:.4f} (run {trained.run_id})")
         if trained.model_version != version:
             raise DemoFailed(f"expected {version}, the registry gave {trained.model_version}", "Use an empty MODELWAY_HOME.")
     if bundle:
         from training.export.stage import export_version  # noqa: PLC0415  as above
 
-        report = export_version(version, registry=registry, tracking_uri=uri, progress=say)
+        with tempfile.TemporaryDirectory(prefix="modelway-export-") as workdir:
+            report = export_version(version, registry, tracking_uri=uri, workdir=Path(workdir))
         for name, certificate in report.certificates.items():
             verdict = "passes" if certificate.passed else f"fails: {'; '.join(certificate.failures)}"
             say(f"  {name}{' (chosen)' if name == report.chosen else ''}: certificate {verdict}")

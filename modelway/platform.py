@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -18,13 +18,21 @@ from modelway import mlflow_server
 from modelway.composition import CONTROLLER, build_gateway, build_nodes, prometheus_process
 from modelway.control import ControlClient
 from modelway.home import prepare_home
+from modelway.ports_in_use import check_free
 from modelway.settings import Settings
 from modelway.supervisor import Child, Supervisor, stop_orphans, supervisors
 from registry.errors import ModelwayError, TimedOut, UsageError
 from serving import envoy, torchserve
 from serving.process import ProcessSpec
 
-COMPONENTS = ("mlflow", "node", "gateway", "controller", "prometheus")
+# Component -> the setting of the port that it listens on, if it listens on one.
+COMPONENTS: Mapping[str, str | None] = {
+    "mlflow": "mlflow_port",
+    "node": None,
+    "gateway": "gateway_port",
+    "controller": "control_port",
+    "prometheus": "prometheus_port",
+}
 _READY_TIMEOUT_S = 120.0
 _DRAIN_TIMEOUT_S = 30.0
 
@@ -52,6 +60,11 @@ def children(settings: Settings, components: Sequence[str]) -> list[Child]:
     return wanted
 
 
+def check_ports(settings: Settings, components: Sequence[str]) -> None:
+    """Raise UsageError or Unavailable, naming the owner, if a component's port cannot be listened on."""
+    check_free(settings, [port for name in components if (port := COMPONENTS.get(name)) is not None])
+
+
 def run(settings: Settings, components: Sequence[str], tell: Callable[[str], None]) -> None:
     """Start the components, look after them until SIGTERM or Ctrl-C, and stop them again.
 
@@ -60,8 +73,9 @@ def run(settings: Settings, components: Sequence[str], tell: Callable[[str], Non
         UsageError: A port is taken, or the home cannot be written.
         Unavailable, TimedOut: A program does not start.
     """
-    prepare_home(settings)
     programs = children(settings, components)
+    prepare_home(settings)
+    check_ports(settings, components)
     supervisor = Supervisor(programs, run_dir=settings.run_dir, tell=tell)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -74,6 +88,11 @@ def run(settings: Settings, components: Sequence[str], tell: Callable[[str], Non
         tell("the platform is up")
         supervisor.run()
         tell("stopping: requests in flight are answered first")
+
+
+def is_up(settings: Settings) -> bool:
+    """Whether a supervisor of this home runs."""
+    return settings.run_dir.is_dir() and bool(supervisors(settings.run_dir))
 
 
 def stop(settings: Settings, tell: Callable[[str], None], timeout_s: float = 90.0) -> bool:
@@ -108,8 +127,7 @@ def _terminate(pid: int, timeout_s: float) -> None:
 
 
 def _mlflow(settings: Settings) -> Child:
-    spec = mlflow_server.process(settings)
-    return Child(spec=spec, ready=_answers(f"{settings.mlflow_url}/health"))
+    return Child(spec=mlflow_server.process(settings), ready=lambda: mlflow_server.ready(settings))
 
 
 def _node(config: torchserve.TorchServeConfig) -> Child:
@@ -177,7 +195,9 @@ def spawn_detached(settings: Settings, components: Sequence[str]) -> int:
     """
     import subprocess  # noqa: PLC0415  only here
 
+    children(settings, components)
     prepare_home(settings)
+    check_ports(settings, components)
     log = settings.logs / "up.log"
     argv = [sys.executable, "-m", "modelway", "up", *(part for name in components for part in ("--component", name))]
     with log.open("ab") as output:

@@ -41,6 +41,6 @@ def choose_variant(certificates: Mapping[str, Certificate], requested: str | Non
 
 def _latency_ms(certificate: Certificate) -> float:
     try:
-        return float(certificate.facts["latency_ms"]["1"]["p50"])
+        return float(certificate.facts["latency"]["batch_1"]["p50_ms"])
     except (KeyError, TypeError):
         return float("inf")

@@ -89,6 +89,7 @@ class AliasReconciler:
 
     Args:
         on_release: Called when an alias became a release, so that the controller looks at once.
+        on_answer: Called after each look with whether the registry answered.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class AliasReconciler:
         releases: ReleaseService,
         clock: Callable[[], datetime],
         on_release: Callable[[], None],
+        on_answer: Callable[[bool], None] = lambda reachable: None,
         fence: int | None = None,
     ) -> None:
         self._ledger = ledger
@@ -108,6 +110,7 @@ class AliasReconciler:
         self._releases = releases
         self._clock = clock
         self._on_release = on_release
+        self._on_answer = on_answer
         self._fence = fence
         self._wake = threading.Event()
         self.reachable: bool | None = None
@@ -134,12 +137,16 @@ class AliasReconciler:
         desired = self._view.state()
         try:
             self.aliases = {model: dict(self._registry.aliases(model)) for model in sorted({model for model, _ in desired})}
-            self.reachable = True
+            self._answered(True)
             for action in plan_aliases(desired, self.aliases):
                 self._apply(action)
         except Unavailable:
-            self.reachable = False
+            self._answered(False)
             raise
+
+    def _answered(self, reachable: bool) -> None:
+        self.reachable = reachable
+        self._on_answer(reachable)
 
     def _apply(self, action: AliasAction) -> None:
         match action:

@@ -15,6 +15,7 @@ from registry.errors import ModelwayError
 _EXAMPLES = """
 Takes a PyTorch model from a training run to production traffic and back.
 
+\b
     modelway up --detach
     modelway promote digits/3 --reason "better on sevens"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,14 +72,16 @@ def export(
 
     version, settings = parse_model_version(model_version), load_settings()
     tracking = open_tracking(settings)
-    report = export_version(
-        version,
-        registry=open_registry(tracking),
-        tracking_uri=tracking.uri,
-        variants=[name.strip() for name in variants.split(",")] if variants else None,
-        accuracy_drop=accuracy_drop,
-        progress=say,
-    )
+    with tempfile.TemporaryDirectory(prefix="modelway-export-") as workdir:
+        report = export_version(
+            version,
+            open_registry(tracking),
+            tracking_uri=tracking.uri,
+            workdir=Path(workdir),
+            variants=[name.strip() for name in variants.split(",")] if variants else None,
+            accuracy_drop=accuracy_drop,
+            progress=say,
+        )
     rows = [_certificate_row(certificate, chosen=name == report.chosen) for name, certificate in report.certificates.items()]
     if as_json:
         print_json({"version": str(version), "chosen": report.chosen, "certificates": [c.to_json() for c in report.certificates.values()]})
@@ -91,7 +94,7 @@ def export(
 
 
 def _certificate_row(certificate: Certificate, *, chosen: bool) -> Row:
-    latency: dict[str, Any] = certificate.facts.get("latency_ms", {})
+    latency: dict[str, Any] = certificate.facts.get("latency", {})
     parity = next((c.value for c in certificate.checks if "max_abs_error" in c.name), None)
     return {
         "variant": certificate.variant,
@@ -100,8 +103,8 @@ def _certificate_row(certificate: Certificate, *, chosen: bool) -> Row:
         "max abs error": parity,
         "accuracy": certificate.facts.get("accuracy"),
         "kB": round(certificate.facts["size_bytes"] / 1000) if "size_bytes" in certificate.facts else None,
-        "p50 ms, batch 1": latency.get("1", {}).get("p50"),
-        "p50 ms, batch 32": latency.get("32", {}).get("p50"),
+        "p50 ms, batch 1": latency.get("batch_1", {}).get("p50_ms"),
+        "p50 ms, batch 32": latency.get("batch_32", {}).get("p50_ms"),
         "reasons": "; ".join(certificate.failures) or None,
     }
 

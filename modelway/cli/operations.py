@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelway.cli.output import JsonOption, Row, print_facts, print_json, print_rows, say
-from registry.errors import Conflict, ModelwayError, Unavailable
+from registry.errors import ModelwayError, Unavailable
 
 if TYPE_CHECKING:
     from modelway.settings import Settings
@@ -34,20 +34,18 @@ def up(
     modelway up --detach
     """
     from modelway import platform
-    from modelway.ports import check_free
     from modelway.settings import load_settings
 
     settings = load_settings()
     components = component or list(platform.COMPONENTS)
-    check_free(settings, components)
+    if not component and platform.is_up(settings):
+        say("The platform is already up.")
+        print_facts(dict(platform.addresses(settings)), as_json=as_json)
+        return
     if not detach:
         platform.run(settings, components, say)
         return
-    try:
-        pid = platform.spawn_detached(settings, components)
-    except Conflict:
-        say("The platform is already up.")
-        return
+    pid = platform.spawn_detached(settings, components)
     say(f"The platform is up (supervisor pid {pid}).")
     print_facts(dict(platform.addresses(settings)), as_json=as_json)
     say("Next: modelway status, or modelway promote MODEL/VERSION. Stop it with modelway down.")
@@ -192,15 +190,13 @@ def demo(
     """
     from modelway import demo as story
     from modelway import platform
-    from modelway.ports import check_free
     from modelway.settings import load_settings
-    from modelway.supervisor import supervisors
 
     settings = load_settings()
-    already_up = settings.run_dir.is_dir() and bool(supervisors(settings.run_dir))
+    already_up = platform.is_up(settings)
     components = list(platform.COMPONENTS)
     if not already_up:
-        check_free(settings, components)
+        platform.check_ports(settings, components)
     story.prepare_versions(settings, say)
     if not already_up:
         say("starting the platform: MLflow, TorchServe, Envoy, controller")

@@ -13,6 +13,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 Row = dict[str, Any]
 
+_PIPE_WIDTH = 400
+
 
 def say(text: str) -> None:
     """One line of talk."""
@@ -40,7 +42,8 @@ def print_rows(rows: Sequence[Row], *, as_json: bool, empty: str = "") -> None:
         table.add_column(name.upper(), overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    # In a pipe or a file there is no screen to fit: every row is one line.
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 
 
 def print_facts(facts: Row, *, as_json: bool) -> None:
