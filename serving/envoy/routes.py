@@ -39,7 +39,7 @@ _RETRY_POLICY = {
     "retry_on": "connect-failure",
     "num_retries": 1,
     "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": _PREVIOUS_HOSTS}}],
-    "host_selection_retry_max_attempts": 3,
+    "host_selection_retry_max_attempts": 20,  # they are drawn at random: with two nodes, one in a million misses
     "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
 }
 
