@@ -45,7 +45,7 @@ class FakeGateway:
     def observe(self) -> GatewayState:
         if self.down:
             return GatewayState(reachable=False)
-        if self.loaded is not self.wanted and not self.refusing:
+        if self.loaded is not self.wanted:
             self._load(self.wanted)
         releases = [backend.release_id for backend in self.loaded.backends] if self.loaded else []
         return GatewayState(
@@ -57,11 +57,11 @@ class FakeGateway:
 
     def apply(self, table: RouteTable) -> None:
         self.applied.append(table)
+        if self.refusing and not self.down:
+            raise TimedOut(f"the gateway refused the routes ({self.refusing})", "The routes before stay in use.")
         self.wanted = table
         if self.down:
             raise Unavailable("the gateway does not answer (fake)", "The routes are on disk and are loaded when it starts.")
-        if self.refusing:
-            raise TimedOut(f"the gateway refused the routes ({self.refusing})")
         self.tampered = False
         self._load(table)
 
