@@ -283,14 +283,15 @@ class Supervisor:
     def _adopt(self, slot: _Slot) -> None:
         """Take over what the record names: go on with it, or end it if it is not what is wanted now."""
         record = read_record(self._run_dir, slot.name)
-        if record is None or record.identity is None:
+        if record is None:
             return
-        if record.argv_sha256 == argv_sha256(slot.child.spec.argv) and is_alive(record.identity):
-            slot.identity = record.identity
+        identity = record.identity
+        if identity is not None and record.argv_sha256 == argv_sha256(slot.child.spec.argv) and is_alive(identity):
+            slot.identity = identity
             slot.started_at, slot.num_crashes, slot.last_exit = record.started_at, record.num_crashes, record.last_exit
             self._enter(slot, ChildState.STARTING)
-            self._tell(f"{slot.name} still runs (pid {record.identity.pid}): taken over")
-        else:
+            self._tell(f"{slot.name} still runs (pid {identity.pid}): taken over")
+        else:  # also what a container that is gone left in the home: we hold the lock, so nobody uses it
             _end(record)
 
     def _launch(self, slot: _Slot) -> None:

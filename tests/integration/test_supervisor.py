@@ -405,6 +405,17 @@ def test_a_record_of_another_machine_is_not_believed(tmp_path: Path, make: Calla
     assert stop_orphans(tmp_path / "run") == ["child"]
 
 
+def test_sockets_that_are_left_by_a_container_that_is_gone_are_removed(tmp_path: Path, make: Callable[..., Child]) -> None:
+    child = make("child", SLEEPER, owned_paths=(tmp_path / "own.sock",))
+    with Supervisor([child], run_dir=tmp_path / "run") as supervisor:
+        supervisor.start(20)
+        text = (tmp_path / "run" / "child.json").read_text()
+    (tmp_path / "run" / "child.json").write_text(text.replace(socket.gethostname(), "another-container"))
+    (tmp_path / "own.sock").touch()
+    with Supervisor([child], run_dir=tmp_path / "run"):
+        assert not (tmp_path / "own.sock").exists()
+
+
 def test_request_stop_ends_run(tmp_path: Path, make: Callable[..., Child]) -> None:
     with Supervisor([make("child", SLEEPER)], run_dir=tmp_path / "run") as supervisor:
         supervisor.start(20)
