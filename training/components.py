@@ -11,7 +11,7 @@ import importlib
 import inspect
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import lightning
 import torch
@@ -21,6 +21,7 @@ from registry.errors import UsageError
 from training.recipe import ComponentConfig, Recipe, check_keys
 
 T = TypeVar("T")
+_ARGS = "init_args"
 
 
 def resolve_recipe(recipe: Recipe) -> Recipe:
@@ -49,10 +50,10 @@ def build_data(config: ComponentConfig) -> lightning.LightningDataModule:
 def _build(config: ComponentConfig, kind: type[T], section: str) -> T:
     parser, resolved = _resolve(config, kind, section)
     try:
-        built = parser.instantiate(parser.parse_object({section: _as_dict(resolved)}))[section]
+        built = parser.instantiate(parser.parse_object({_ARGS: dict(resolved.init_args)}))[_ARGS]
     except Exception as error:  # the user's constructor may raise anything
         raise UsageError(
-            f"{section} cannot be made from its init_args ({config.class_path}: {type(error).__name__}: {_last_line(error)})",
+            f"{section} cannot be made from its init_args ({config.class_path}: {type(error).__name__}: {_one_line(error)})",
             f"Correct {section}.init_args.",
         ) from error
     assert isinstance(built, kind)
@@ -61,20 +62,19 @@ def _build(config: ComponentConfig, kind: type[T], section: str) -> T:
 
 def _resolve(config: ComponentConfig, kind: type, section: str) -> tuple[ArgumentParser, ComponentConfig]:
     component = _find(config.class_path, kind, section)
-    parameters = inspect.signature(component.__init__).parameters  # type: ignore[misc]  # of a class, not an instance
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if not takes_any:
-        check_keys(f"{section}.init_args", config.init_args, tuple(parameters)[1:])
+    parameters = tuple(inspect.signature(component).parameters.values())
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        check_keys(f"{section}.init_args", config.init_args, tuple(p.name for p in parameters))
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, section)
+    parser.add_class_arguments(component, _ARGS)
     try:
-        parsed = parser.parse_object({section: _as_dict(config)})[section]
+        parsed = parser.parse_object({_ARGS: dict(config.init_args)})
     except ArgumentError as error:
         raise UsageError(
-            f"{section}.init_args do not fit {config.class_path} ({_reason(error)})",
-            f"It takes: {', '.join(str(p) for p in tuple(parameters.values())[1:]) or 'nothing'}.",
+            f"{section}.init_args do not fit {config.class_path} ({_one_line(error).replace(f'{_ARGS}.', f'{section}.init_args.')})",
+            f"It takes: {', '.join(str(p) for p in parameters) or 'nothing'}.",
         ) from error
-    init_args = parsed.get("init_args")
+    init_args = parsed.get(_ARGS)
     return parser, ComponentConfig(class_path=config.class_path, init_args=init_args.as_dict() if init_args else {})
 
 
@@ -103,18 +103,5 @@ def _make_importable(directory: Path) -> None:
         sys.path.append(str(directory))
 
 
-def _as_dict(config: ComponentConfig) -> dict[str, Any]:
-    return {"class_path": config.class_path, "init_args": dict(config.init_args)}
-
-
-def _reason(error: ArgumentError) -> str:
-    """The lines of jsonargparse's report that say which key and why, as one line."""
-    noise = ("Parser key", "Does not validate", "Subtypes", "Errors", "- Problem with", "- Expected a <class 'NoneType'>", "Given value")
-    lines = [line.strip() for line in str(error).splitlines()]
-    key = next((line.split('"')[1] for line in reversed(lines) if line.startswith("Parser key")), "")
-    reasons = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
-    return ": ".join(part for part in (key, "; ".join(reasons)) if part)
-
-
-def _last_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

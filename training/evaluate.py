@@ -43,8 +43,12 @@ def check_task(task: Task, rows: Rows, output: Array) -> None:
                 f"task is classification, but targets are {rows.target.dtype} {list(rows.target.shape)}",
                 "Give class numbers as integers [N], or set task: regression.",
             )
-        if output.ndim != 2 or (num := int(rows.target.max()) + 1) > output.shape[1] or int(rows.target.min()) < 0:
-            raise UsageError(f"the model's first output does not have a column per class ({list(output.shape)}, classes 0..{num - 1})")
+        lowest, highest = int(rows.target.min()), int(rows.target.max())
+        if output.ndim != 2 or highest >= output.shape[1] or lowest < 0:
+            raise UsageError(
+                f"the model's first output does not have a column per class ({list(output.shape)}, classes {lowest}..{highest})",
+                "Answer logits [N, classes]; count classes from 0.",
+            )
     elif output.size != rows.target.size:
         raise UsageError(f"output and target differ in shape ({list(output.shape)}, {list(rows.target.shape)})")
 

@@ -68,7 +68,7 @@ def named_outputs(answer: Any, names: Sequence[str] | None, task: Task) -> Tenso
     if isinstance(answer, Mapping):
         own, values = [str(key) for key in answer], tuple(answer.values())
     else:
-        values = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
+        values = tuple(answer) if isinstance(answer, (tuple, list)) else (answer,)
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
         raise UsageError(f"the model must answer one tensor, a tuple or a dict of tensors ({type(answer).__name__})")
     if names is None and own is None:

@@ -39,8 +39,9 @@ class OnnxInt8Static:
     """
 
     name = "onnx-int8-static"
-    # Parity of 8 bits is a matter of agreement and accuracy; the errors only have to show that it still is this model.
-    limits: Limits = Limits(max_error=0.15, mean_error=0.02, row_error=0.01, min_agreement=0.97)
+    # Parity of 8 bits is a matter of agreement, accuracy and the mean. One row with activations beyond the calibrated range
+    # is clipped and may be far off: measured on digits of 15 seeds and widths, 0.03 to 0.21 at most and 0.001 to 0.003 on average.
+    limits: Limits = Limits(max_error=0.25, mean_error=0.01, row_error=0.01, min_agreement=0.97)
 
     def export(self, model: nn.Module, context: ExportContext, into: Path) -> None:
         """Write `model.onnx`."""
