@@ -120,9 +120,7 @@ def read_entries(file: BinaryIO) -> tuple[Entry, ...]:
         if file.read(len(chunk)) != chunk:
             raise ValueError(f"bytes at {position} are not those of an archive")
         position += len(chunk)
-    if file.read(1):
-        raise ValueError(f"bytes after the end, at {position}")
-    return entries
+    return entries  # nothing follows: the end record was found at the very end
 
 
 def read_content(file: BinaryIO, entry: Entry) -> bytes:

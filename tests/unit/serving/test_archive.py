@@ -188,35 +188,40 @@ def rewritten(good: Path, target: Path, change: str) -> None:
                     data = data[:-1] + bytes([data[-1] ^ 1])
                 for name, value in attributes.get(change, {}).items():
                     setattr(info, name, value)
+            if info.filename == "MAR-INF/MANIFEST.json" and change == "engine's manifest":
+                data = data.replace(b"modelway_handler.py", b"something_else.py12")
             copy.writestr(info, data)
         if change == "comment":
             copy.comment = b"hello"
         if change in ("extra.py", "directory/"):
-            copy.writestr(zipfile.ZipInfo(f"zzz{change}"), b"")
+            info = zipfile.ZipInfo(f"zzz{change}")
+            info.external_attr = 0o100644 << 16
+            copy.writestr(info, b"")
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        "missing",
-        "renamed",
-        "path",
-        "absolute",
-        "link",
-        "permissions",
-        "compressed",
-        "time",
-        "entry comment",
-        "content",
-        "comment",
-        "extra.py",
-        "directory/",
+        ("missing", "missing file in the archive"),
+        ("renamed", "missing file in the archive .golden.npz"),
+        ("path", "not a plain relative name"),
+        ("absolute", "not a plain relative name"),
+        ("link", "not those of an archive"),
+        ("permissions", "not those of an archive"),
+        ("compressed", "not a readable archive"),
+        ("time", "not those of an archive"),
+        ("entry comment", "not a readable archive"),
+        ("content", "wrong digest of a file in the archive .golden.npz"),
+        ("engine's manifest", "not what the archive's content says"),
+        ("comment", "no end record at the end"),
+        ("extra.py", "unexpected file in the archive .zzzextra.py"),
+        ("directory/", "not a plain relative name"),
     ],
 )
-def test_a_changed_entry_is_refused(good: Path, tmp_path: Path, change: str) -> None:
+def test_a_changed_entry_is_refused(good: Path, tmp_path: Path, change: str, reason: str) -> None:
     target = tmp_path / good.name
     rewritten(good, target, change)
-    with pytest.raises(Corrupt):
+    with pytest.raises(Corrupt, match=reason):
         open_archive(target)
 
 

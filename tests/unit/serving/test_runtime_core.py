@@ -111,14 +111,19 @@ def test_v2_binary_in_and_out() -> None:
     assert np.frombuffer(answer.body[length:], "<f4").reshape(2, 3).tolist() == EXPECTED
 
 
-def two_headed() -> Core:
-    class TwoHeads:
-        def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
-            ids, flags = inputs
-            return {"sum": ids.sum(1, dtype=np.int64), "any": flags.any(1)}
+class TwoHeads:
+    def __init__(self) -> None:
+        self.batches: list[int] = []
 
+    def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
+        ids, flags = inputs
+        self.batches.append(len(ids))
+        return {"sum": ids.sum(1, dtype=np.int64), "any": flags.any(1)}
+
+
+def two_headed(backend: TwoHeads | None = None) -> Core:
     return core(
-        TwoHeads(),
+        backend or TwoHeads(),
         inputs=(Spec("ids", "INT32", (-1, -1)), Spec("flags", "BOOL", (-1, 2))),
         outputs=(Spec("sum", "INT64", (-1,)), Spec("any", "BOOL", (-1,))),
     )
@@ -139,10 +144,19 @@ def test_several_inputs_and_outputs_go_by_name() -> None:
 
 
 def test_requests_of_other_shapes_are_batched_apart() -> None:
-    of = two_headed()
+    backend = TwoHeads()
+    of = two_headed(backend)
     requests = [[{"ids": list(range(n)), "flags": [True, False]}] for n in (2, 5, 2, 5)]
     answers = of.handle([({}, json.dumps(request).encode()) for request in requests])
     assert [json.loads(answer.body)[0]["sum"] for answer in answers] == [1, 10, 1, 10]
+    assert backend.batches == [2, 2]
+
+
+def test_inputs_must_have_equally_many_rows() -> None:
+    answer = ask({"inputs": {"ids": [[1], [2]], "flags": [[True, False]]}}, V1, two_headed())
+    assert (answer.status, json.loads(answer.body)["error"]) == (400, "inputs differ in their number of rows (1, 2)")
+    assert "missing input flags" in json.loads(ask({"inputs": {"ids": [[1]]}}, V1, two_headed()).body)["error"]
+    assert ask([[1]], of=two_headed()).status == ask({"inputs": [[1]]}, V1, two_headed()).status == 400
 
 
 # --- what is wrong with a request
