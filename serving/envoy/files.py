@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.bundle import write_durably
-from registry.errors import Unavailable
+from registry.errors import Unavailable, UsageError
 from registry.signature import Signature
 from serving.envoy.bootstrap import bootstrap
 from serving.envoy.clusters import clusters
@@ -52,15 +52,36 @@ def read_table(config: EnvoyConfig) -> RouteTable | None:
         data = json.loads(config.table_file.read_bytes())
         return RouteTable(
             backends=tuple(_backend(item) for item in data["backends"]),
-            channels=tuple(ChannelRoute(**item) for item in data["channels"]),
+            channels=tuple(_channel(item) for item in data["channels"]),
         )
     # Whoever edited the file by hand may have left anything in it; all of it means the same: not our table.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError, UsageError):
         return None
 
 
 def _backend(data: Mapping[str, Any]) -> Backend:
-    return Backend(**{**data, "signature": Signature.from_json(data["signature"]), "sockets": tuple(data["sockets"])})
+    return Backend(
+        release_id=int(data["release_id"]),
+        model=str(data["model"]),
+        version=int(data["version"]),
+        variant=str(data["variant"]),
+        engine_version=str(data["engine_version"]),
+        signature=Signature.from_json(data["signature"]),
+        sockets=tuple(str(socket) for socket in data["sockets"]),
+    )
+
+
+def _channel(data: Mapping[str, Any]) -> ChannelRoute:
+    percent = data["candidate_percent"]
+    if not isinstance(percent, int | float):
+        raise TypeError(percent)
+    return ChannelRoute(
+        model=str(data["model"]),
+        channel=str(data["channel"]),
+        live=int(data["live"]),
+        candidate=None if data["candidate"] is None else int(data["candidate"]),
+        candidate_percent=percent,  # as it is: 5 and 5.0 are one share and two digests
+    )
 
 
 def written_digest(config: EnvoyConfig) -> str | None:

@@ -67,7 +67,7 @@ class EnvoyGateway:
             TimedOut: If Envoy refuses the table (its reason is in the message; the files are put back), or is stuck.
         """
         with self._lock:
-            before = files.read_table(self._config)
+            before, whole = files.read_table(self._config), files.written_digest(self._config) is not None
             both = files.grown(table, before)
             try:
                 self._switch(table, both)
@@ -75,8 +75,10 @@ class EnvoyGateway:
                 self._write_all(table, both)
                 raise Unavailable(f"{error.what}; the routes are on disk", "They are loaded when the gateway starts.") from error
             except TimedOut:
-                if before is not None:
+                if before is not None and whole:
                     self._write_all(before, both)
+                else:  # somebody edited the files: nothing in them is worth keeping, or the next table fails like this one
+                    self._config.table_file.unlink(missing_ok=True)
                 raise
 
     def _switch(self, table: RouteTable, both: RouteTable) -> None:

@@ -14,6 +14,7 @@ import pytest
 from registry.errors import TimedOut, Unavailable
 from serving.envoy import EnvoyGateway
 from serving.envoy.config import EnvoyConfig
+from serving.envoy.files import table_bytes
 from support.envoy_process import RunningEnvoy, backend, canary, live
 from support.freeze import frozen, thread_named
 from support.http_load import HttpLoad
@@ -131,6 +132,18 @@ def test_files_edited_by_hand_are_noticed_and_mended(envoy: RunningEnvoy, node: 
     else:
         path.write_text(edited if how == "in place" else "{")
     assert envoy.gateway.observe().digest is None
+    envoy.gateway.apply(table)
+    assert envoy.gateway.observe().digest == table.digest
+    assert served(envoy) == "1"
+
+
+def test_a_table_file_with_a_backend_that_envoy_refuses_stands_in_the_way_only_once(envoy: RunningEnvoy, node: UdsServer) -> None:
+    table = live(backend(1, node.socket))
+    envoy.gateway.apply(table)
+    envoy.config.table_file.write_bytes(table_bytes(live(backend(1, node.socket), backend(9, "/x" * 60))))
+    assert envoy.gateway.observe().digest is None
+    with pytest.raises(TimedOut, match="exceeds maximum"):
+        envoy.gateway.apply(table)
     envoy.gateway.apply(table)
     assert envoy.gateway.observe().digest == table.digest
     assert served(envoy) == "1"
