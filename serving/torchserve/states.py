@@ -24,17 +24,16 @@ class WorkerReport:
     state: str
     reason: str
     at: float
-    deaths: int
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> WorkerReport:
         """Of the file's content. Raises KeyError, TypeError, ValueError."""
-        return cls(state=str(data["state"]), reason=str(data["reason"]), at=float(data["at"]), deaths=int(data["deaths"]))
+        return cls(state=str(data["state"]), reason=str(data["reason"]), at=float(data["at"]))
 
     @property
     def is_failing(self) -> bool:
         """Whether this load failed, or is the retry of one that did."""
-        return self.state == status.FAILED or (self.state == status.LOADING and self.deaths > 0)
+        return self.state == status.FAILED or (self.state == status.LOADING and bool(self.reason))
 
 
 def loaded_archive(description: Mapping[str, Any], reports: Mapping[str, WorkerReport]) -> LoadedArchive:
@@ -65,7 +64,7 @@ def _failure(worker: Mapping[str, Any], report: WorkerReport | None) -> str:
     # A report that is older than the worker is of a slot's earlier life.
     if report is None or not report.is_failing or report.at < _started_at(worker) - _CLOCK_STEP_S:
         return ""
-    return report.reason or "the worker died while it was loading"
+    return report.reason or "the worker could not load"
 
 
 def _started_at(worker: Mapping[str, Any]) -> float:

@@ -339,3 +339,26 @@ def test_the_golden_probe_sees_the_node_as_it_is(running: RunningNode, archive: 
     assert golden.judge(status, body).problems == ()
     other = open_archive(make_archive(tmp_path, 8).path).golden
     assert "off by" in other.judge(status, body).problems[0]
+
+
+def test_a_worker_that_dies_at_load_without_a_word_is_failed_too(running: RunningNode, archive: Archive, tmp_path: Path) -> None:
+    """As one that is out of memory, or crashes in native code: killed each time it loads."""
+    victim = make_archive(tmp_path, 9)
+    running.node.store(victim.path, victim.sha256)
+    running.node.register(victim.name)
+    running.node.scale("digits", victim.engine_version, 1)
+    killed: list[int] = []
+
+    def kill_if_it_loads_until_it_is_failed() -> bool:
+        for file in (running.config.status_dir / "digits" / victim.engine_version).glob("*.json"):
+            said = json.loads(file.read_text())
+            if said["state"] == "loading" and said["pid"] not in killed:
+                killed.append(said["pid"])
+                os.kill(said["pid"], signal.SIGKILL)
+        return running.state(victim) is LoadState.FAILED
+
+    wait_until(kill_if_it_loads_until_it_is_failed, 90, "FAILED")
+    assert len(killed) >= 2  # one kill is not enough: it may be anybody's
+    assert "without a word" in running.detail(victim)
+    assert_serves(running, archive, 1)
+    running.node.unregister("digits", victim.engine_version)

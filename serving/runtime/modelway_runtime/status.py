@@ -7,7 +7,8 @@ It holds no request data. Without `MODELWAY_WORKER_STATUS_DIR` (an engine that M
     {"state": "failed", "reason": "...", "pid": 12, "engine_pid": 7, "at": 1700000000.0, "deaths": 0}
 
 `deaths` counts the loads of this slot that failed, one after the other; the engine retries them. A load that ended
-without a word (killed, out of memory, a crash in native code) is seen by the next one.
+without a word (killed, out of memory, a crash in native code) is seen by the next one, and the second in a row is a
+failure. `reason` stays while a failed load is tried again: a loading worker that has one is failing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 DIRECTORY_VARIABLE = "MODELWAY_WORKER_STATUS_DIR"
 LOADING, READY, FAILED = "loading", "ready", "failed"
+_SILENT_DEATHS = 2  # one may be anybody's kill
 
 
 class WorkerStatus:
@@ -47,7 +49,9 @@ class WorkerStatus:
         same_engine = before.get("engine_pid") == os.getppid() and before.get("pid") != os.getpid()
         if same_engine and before.get("state") in (LOADING, FAILED):
             self._deaths = int(before.get("deaths", 0)) + 1
-            self._reason = str(before.get("reason")) or "the worker died while it was loading, without a word"
+            self._reason = str(before.get("reason", ""))
+            if not self._reason and self._deaths >= _SILENT_DEATHS:
+                self._reason = "the worker died again and again while it was loading, without a word"
         self._write(LOADING, self._reason)
 
     def ready(self) -> None:

@@ -253,13 +253,14 @@ def as_if_by_another_worker(file: Path) -> None:
     file.write_text(json.dumps({**written(file), "pid": os.getpid() + 1}))
 
 
-def test_a_death_without_a_word_is_seen_by_the_next_load(tmp_path: Path) -> None:
+def test_the_second_death_without_a_word_is_a_failure(tmp_path: Path) -> None:
     file = tmp_path / "9000.json"
     WorkerStatus(file).loading()
-    assert (written(file)["state"], written(file)["deaths"]) == ("loading", 0)
-    as_if_by_another_worker(file)
-    WorkerStatus(file).loading()
-    assert (written(file)["state"], written(file)["deaths"]) == ("loading", 1)
+    for deaths in (1, 2, 3):
+        as_if_by_another_worker(file)
+        WorkerStatus(file).loading()
+        assert (written(file)["state"], written(file)["deaths"]) == ("loading", deaths)
+        assert bool(written(file)["reason"]) is (deaths > 1)
     assert "without a word" in str(written(file)["reason"])
 
 

@@ -24,8 +24,8 @@ def described(*workers: dict[str, Any], wanted: int) -> dict[str, Any]:
     return {"modelName": "digits", "modelVersion": "1-x-0", "minWorkers": wanted, "workers": list(workers)}
 
 
-def report(state: str, reason: str = "", *, deaths: int = 0, at: float = STARTED_AT + 5) -> WorkerReport:
-    return WorkerReport(state=state, reason=reason, at=at, deaths=deaths)
+def report(state: str, reason: str = "", *, at: float = STARTED_AT + 5) -> WorkerReport:
+    return WorkerReport(state=state, reason=reason, at=at)
 
 
 READY, OTHER = "READY", "UNLOADING"
@@ -43,7 +43,7 @@ READY, OTHER = "READY", "UNLOADING"
         pytest.param(described(worker(9000, OTHER), wanted=1), {"9000": report("failed", "why")}, LoadState.FAILED, "why", id="failed"),
         pytest.param(
             described(worker(9000, OTHER), wanted=1),
-            {"9000": report("loading", "why", deaths=2)},
+            {"9000": report("loading", "why")},
             LoadState.FAILED,
             "why",
             id="tries again",
