@@ -107,9 +107,9 @@ def _errors(candidate: ReleaseCounters, live: ReleaseCounters, strategy: Strateg
         text = f"error ratio {ratio:.4g} over {n} requests, live had none (p {p:.2g})"
         return _Finding(Outcome.FAIL if p < LEVEL else Outcome.INCONCLUSIVE, text)
     live_ratio = live.num_errors / live.num_requests
-    increase, p = ratio - live_ratio, _fisher(failed, n, live.num_errors, live.num_requests)
     counts = f"{failed} of {n} requests, live {live_ratio:.4g} over {live.num_requests}"
-    if increase > limit:
+    if ratio - live_ratio > limit:
+        p = _fisher(failed, n, live.num_errors, live.num_requests)
         outcome = Outcome.FAIL if p < LEVEL else Outcome.INCONCLUSIVE
         chance = "" if outcome is Outcome.FAIL else "; may be chance, more requests are needed"
         return _Finding(outcome, f"error ratio {ratio:.4g} > {live_ratio + limit:.4g} over {counts} (p {p:.2g}{chance})")
