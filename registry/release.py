@@ -62,7 +62,8 @@ class ReleaseDraft:
     """All of a release except what the ledger gives it: its number, its time, what it replaces.
 
     Attributes:
-        archive: File name of the archive; it carries the digest's first 12 hex digits.
+        archive: File name of the archive; it carries the first 12 hex digits of the digest of the archive's own manifest,
+            which has the digest of every file in it.
         archive_sha256: Digest of the archive file, 64 hex digits.
         certificate_sha256: Digest of the certificate that the gate read, 64 hex digits.
     """
@@ -87,7 +88,7 @@ class ReleaseDraft:
 
     @property
     def engine_version(self) -> str:
-        """The version's name inside the engine: `<version>-<variant>-<sha256[:12]>`.
+        """The version's name inside the engine: `<version>-<variant>-<digest>`, see `archive`.
 
         Exact to the byte, so two variants of one version can be loaded side by side, and what a node serves can be
         read from its own model list.
