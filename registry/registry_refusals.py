@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from registry.errors import NotFound
+from registry.errors import NotFound, UsageError
 from registry.names import ModelVersion
 
 
@@ -24,3 +25,13 @@ def unknown_version(model_version: ModelVersion, known: Sequence[int]) -> NotFou
 def never_exported(model_version: ModelVersion) -> NotFound:
     """A version without a bundle."""
     return NotFound(f"{model_version} was never exported", f"Run `modelway export {model_version}` first.")
+
+
+def no_run(model_version: ModelVersion) -> UsageError:
+    """A version that was imported: its registry has nowhere to keep a bundle of it."""
+    return UsageError(f"{model_version} was made by no run, so there is no place for its bundle", "Register the version from a run.")
+
+
+def not_new(directory: Path) -> UsageError:
+    """A bundle is fetched into a new directory only, so that nothing else can be taken for a part of it."""
+    return UsageError(f"the directory exists already ({directory})", "Name a new one.")

@@ -15,11 +15,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from registry.bundle import MANIFEST, Bundle
+from registry.bundle import Bundle
 from registry.errors import Corrupt, NotFound, Unavailable
 from registry.names import ModelVersion, check_channel, check_model_name
 from registry.ports import VersionInfo
-from registry.registry_refusals import never_exported, unknown_model, unknown_version
+from registry.registry_refusals import never_exported, no_run, not_new, unknown_model, unknown_version
 
 Files = dict[str, bytes]
 
@@ -33,6 +33,11 @@ class MemoryRegistry:
         self._versions: dict[str, list[VersionInfo]] = {}
         self._aliases: dict[str, dict[str, int]] = {}
         self._bundles: dict[tuple[ModelVersion, str], Files] = {}
+
+    def register_model(self, model: str) -> None:
+        """Make a model without versions, if there is none."""
+        with self._lock:
+            self._versions.setdefault(check_model_name(model), [])
 
     def register(self, model: str, *, run_id: str | None = "run", tags: Mapping[str, str] | None = None) -> ModelVersion:
         """Make a new version of the model, and the model if need be."""
@@ -65,6 +70,7 @@ class MemoryRegistry:
             return sorted(self._versions)
 
     def versions(self, model: str) -> Sequence[VersionInfo]:
+        check_model_name(model)
         with self._lock:
             self._check_up()
             if model not in self._versions:
@@ -97,6 +103,8 @@ class MemoryRegistry:
         with self._lock:
             info = self.version(model_version)
             sha256 = Bundle.open(bundle).sha256
+            if info.run_id is None:
+                raise no_run(model_version)
             location = f"bundles/{sha256[:16]}"
             files = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
             self._bundles[model_version, location] = files
@@ -105,6 +113,8 @@ class MemoryRegistry:
             return attached
 
     def fetch_bundle(self, model_version: ModelVersion, into: Path) -> Path:
+        if into.exists():
+            raise not_new(into)
         with self._lock:
             info = self.version(model_version)
             if info.bundle is None:
@@ -115,12 +125,10 @@ class MemoryRegistry:
             for name, content in files.items():
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
                 (into / name).write_bytes(content)
-            if MANIFEST not in files:
-                raise Corrupt(f"the bundle of {model_version} has lost its {MANIFEST}")
             Bundle.open(into, expected_sha256=info.bundle_sha256)
-        except (Corrupt, NotFound):
+        except (Corrupt, NotFound) as error:
             shutil.rmtree(into)
-            raise
+            raise Corrupt(f"the stored bundle of {model_version} is not what it was ({error.what})", "Export the version again.") from error
         return into
 
     def _replace(self, info: VersionInfo) -> None:
