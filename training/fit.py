@@ -85,9 +85,10 @@ class _EpochReporter(lightning.Callback):
 @contextmanager
 def _lightning_quiet() -> Iterator[None]:
     """Without Lightning's notices about devices, and its advice to use many loader workers: our data is in memory."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]  # it uses both names
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*", category=PossibleUserWarning)
@@ -96,7 +97,8 @@ def _lightning_quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -32,6 +32,8 @@ WEIGHTS = "weights.safetensors"
 PROGRAM = "data/model.pt2"
 MODEL = "model.json"
 RECIPE = "recipe.yaml"
+# MLflow writes this into the artifacts themselves when `models:/...` is loaded from a local store; nothing reads it here.
+_MLFLOW_NOTE = "registered_model_meta"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ def open_source(directory: Path, *, expected_sha256: str) -> Source:
         raise Corrupt(f"the version's source has no {MANIFEST} ({directory})", again)
     if (found := sha256_file(manifest)) != expected_sha256:
         raise Corrupt(f"wrong digest of the version's source ({found}, expected {expected_sha256})", again)
-    verify_tree(directory, json.loads(manifest.read_bytes())["files"], unlisted=frozenset({MANIFEST}))
+    verify_tree(directory, json.loads(manifest.read_bytes())["files"], unlisted=frozenset({MANIFEST, _MLFLOW_NOTE}))
     recipe = parse_recipe((directory / RECIPE).read_text(encoding="utf-8"))
     described: dict[str, Any] = json.loads((directory / MODEL).read_bytes())
     model = build_model(recipe.model)
