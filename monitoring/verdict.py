@@ -22,6 +22,9 @@ from registry.verdict import Outcome, ReleaseCounters, Verdict
 LEVEL = 2e-4
 SLOW_SHARE = 0.05  # what p95 means: this share of live's own requests is slower than it
 SLOW_FLOOR_MS = 5.0  # below this nothing is slow: the clock counts whole milliseconds, and machines jitter
+# Slow requests come together: a worker that is not scheduled for 200 ms makes twenty slow ones of one event. So the tests
+# count this many requests as one observation of latency, or every busy machine would abort good versions.
+STALL_REQUESTS = 20
 _SLACK_REQUESTS = 10  # requests that were counted on one side of the window's edge and timed on the other
 _SLACK_RATIO = 0.05
 
@@ -37,7 +40,7 @@ def judge(candidate: ReleaseCounters, live: ReleaseCounters, strategy: Strategy)
 
     Errors are compared by Fisher's exact test, one-sided, together with the strategy's absolute increase: both must
     say so. Slow requests are counted above `max_slow_ratio` times live's p95 (at the resolution of the buckets), and
-    tested against 5% (exact binomial) and against live's own (Fisher). FAIL needs no minimum of samples, PASS does.
+    tested against 5% (exact binomial) and against live's own (Fisher), stalls counted as one. FAIL needs no minimum of samples, PASS does.
 
     Returns:
         ERROR if the counters contradict themselves or each other; FAIL; INCONCLUSIVE with what is missing; or PASS.
@@ -134,7 +137,8 @@ def _slowness(candidate: ReleaseCounters, live: ReleaseCounters, strategy: Strat
     counts = f"{slow} of {n} slower than {limit:g} ms, live {live_slow} of {live_n}, live's p95 {p95:g} ms"
     if share <= SLOW_SHARE:
         return _Finding(Outcome.PASS, f"slow ratio {share:.4g} <= {SLOW_SHARE:g} ({counts})")
-    p = max(_binomial(slow, n, SLOW_SHARE), _fisher(slow, n, live_slow, live_n))
+    events, num_observed, live_events, live_observed = (count // STALL_REQUESTS for count in (slow, n, live_slow, live_n))
+    p = max(_binomial(events, num_observed, SLOW_SHARE), _fisher(events, num_observed, live_events, live_observed))
     outcome = Outcome.FAIL if p < LEVEL else Outcome.INCONCLUSIVE
     chance = "" if outcome is Outcome.FAIL else "; may be chance, more requests are needed"
     return _Finding(outcome, f"slow ratio {share:.4g} > {SLOW_SHARE:g} ({counts}, p {p:.2g}{chance})")
