@@ -133,7 +133,7 @@ def verify_chain(rows: Iterable[LedgerRow], *, start: tuple[int, str] = (0, GENE
 def _verified(row: LedgerRow, previous: str) -> Release | Event:
     if row.prev_hash != previous:
         raise Corrupt(
-            f"the ledger's entry {row.seq} does not follow the one before (hash {row.prev_hash[:12]}, not {previous[:12]})", _RESTORE
+            f"the ledger's entry {row.seq} does not follow the one before (hash {row.prev_hash!s:.12}, not {previous:.12})", _RESTORE
         )
     try:
         intact = entry_hash(row.seq, row.at, row.kind, row.body, previous) == row.hash
