@@ -27,11 +27,11 @@ import sqlalchemy as sa
 from sqlalchemy import event as sa_event
 from sqlalchemy.engine import URL, make_url
 
-from registry.errors import Conflict, Corrupt, ModelwayError, UsageError
+from registry.errors import Conflict, ModelwayError, UsageError
 from registry.lease_terms import LeaseGrant, check_fence, given_up, grant, renewed
 from registry.ledger_chain import EMPTY, RELEASE, Head, LedgerRow, decode, head_after, make_row, verify_chain
 from registry.ledger_refusals import ends_before, release_conflict, unknown_release
-from registry.ledger_sql_errors import lost_record, other_schema, translate_database_error
+from registry.ledger_sql_errors import lost_record, other_schema, translate_database_error, wrong_end
 from registry.release import Event, Release, ReleaseDraft
 
 SCHEMA_VERSION = 1
@@ -113,12 +113,13 @@ class SqlLedger:
         """See `registry.ports.Ledger`."""
 
         def append(connection: sa.Connection) -> Release:
+            head = _intact_head(connection)
             newest = _newest_release(connection, draft.model, draft.channel)
             if (newest.id if newest is not None else None) != expect:
                 raise release_conflict(draft, expect, newest)
             values = {field.name: getattr(draft, field.name) for field in fields(ReleaseDraft)}
             release = Release(**values, id=_num_releases(connection) + 1, replaces=expect, created_at=at)
-            _append(connection, release)
+            _append(connection, head, release)
             return release
 
         return self._write(append, fence)
@@ -127,10 +128,11 @@ class SqlLedger:
         """See `registry.ports.Ledger`."""
 
         def append(connection: sa.Connection) -> None:
+            head = _intact_head(connection)
             num_releases = _num_releases(connection)
             if not 1 <= event.release_id <= num_releases:
                 raise unknown_release(event.release_id, num_releases)
-            _append(connection, event)
+            _append(connection, head, event)
 
         self._write(append, fence)
 
@@ -209,7 +211,7 @@ class SqlLedger:
                 if not self._is_sqlite:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
                 _make_schema(connection, str(self))
-            if self._is_sqlite:
+            if self._is_sqlite and not str(self._url.database).startswith("file:"):
                 _sync_directory(Path(str(self._url.database)).absolute().parent)
             self._opened = True
 
@@ -221,7 +223,7 @@ class SqlLedger:
             raise
         except sa.exc.IntegrityError as error:
             raise Conflict(f"another writer changed the ledger at the same moment ({self})", "Look again and decide again.") from error
-        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+        except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise translate_database_error(error, str(self)) from error
 
 
@@ -331,15 +333,17 @@ def _num_releases(connection: sa.Connection) -> int:
     return int(connection.execute(sa.select(sa.func.max(_entries.c.release_id)).where(_IS_RELEASE)).scalar_one() or 0)
 
 
-def _append(connection: sa.Connection, entry: Release | Event) -> None:
+def _intact_head(connection: sa.Connection) -> Head:
+    """The head, if the ledger ends with it. Writing on otherwise would hide what happened. Raises Corrupt."""
     head = _read_head(connection)
     last = connection.execute(sa.select(_entries.c.seq, _entries.c.hash).order_by(_entries.c.seq.desc()).limit(1)).one_or_none()
-    if (tuple(last) if last is not None else (EMPTY.num_entries, EMPTY.hash)) != (head.num_entries, head.hash):
-        # Writing on would hide what happened to the end of the ledger.
-        raise Corrupt(
-            f"the ledger does not end where its head says (entry {head.num_entries}, {head.hash[:12]})",
-            "Somebody changed the ledger: restore it from a backup.",
-        )
+    end = Head(num_entries=last.seq, hash=last.hash) if last is not None else EMPTY
+    if end != head:
+        raise wrong_end(head.num_entries, end.num_entries)
+    return head
+
+
+def _append(connection: sa.Connection, head: Head, entry: Release | Event) -> None:
     row = make_row(entry, head)
     connection.execute(_entries.insert().values(**asdict(row)))
     connection.execute(_head.update().where(_head.c.id == 1).values(**asdict(head_after(row))))

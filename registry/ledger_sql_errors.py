@@ -23,7 +23,7 @@ _ASK_FILE = "Check the file and its directory."
 
 
 def translate_database_error(error: Exception, ledger: str) -> ModelwayError:
-    """The Modelway error for one of SQLAlchemy, sqlite3 or psycopg.
+    """The Modelway error for one of SQLAlchemy, sqlite3, psycopg or the operating system.
 
     Args:
         ledger: The ledger's file, or its URL without the password.
@@ -44,6 +44,14 @@ def translate_database_error(error: Exception, ledger: str) -> ModelwayError:
 def lost_record(ledger: str, what: str) -> Corrupt:
     """A table or row that every ledger has is not there."""
     return Corrupt(f"the ledger has lost its {what} ({ledger})", _RESTORE)
+
+
+def wrong_end(expected: int, found: int) -> Corrupt:
+    """The last row is not the one that the head names."""
+    return Corrupt(
+        f"the ledger does not end where its head says (with entry {expected}; the last one is {found})",
+        "Somebody changed the ledger: restore it from a backup.",
+    )
 
 
 def other_schema(ledger: str, found: int | None, known: int) -> Unavailable:
