@@ -69,7 +69,7 @@ class ModelRegistry(Protocol):
 class Ledger(Protocol):
     """The append-only, hash-chained record of releases and events. Safe for many threads and processes.
 
-    Both appends are durable when they return, take a `fence` (the token of the writer's lease, see `registry.lease`;
+    Both appends are durable when they return, take a `fence` (the token of the writer's lease, see `registry.lease_terms`;
     None for a writer without one), and refuse what is not JSON or has no time zone with UsageError. Every call may raise
     Unavailable or TimedOut when the database does.
     """
