@@ -41,7 +41,7 @@ def fit(model: nn.Module, data: lightning.LightningDataModule, recipe: Recipe, *
     if not isinstance(module, lightning.LightningModule):
         module = SupervisedModule(model, task=recipe.task, optimizer=recipe.optimizer)
     module.train()  # Lightning keeps the mode that it finds
-    with _lightning_quiet(), _determinism_restored():
+    with _lightning_quiet(), _determinism_restored(), cpu_threads(recipe.trainer.num_cpu_threads):
         try:
             _trainer(recipe, on_epoch).fit(module, datamodule=data)
         except MisconfigurationException as error:
@@ -80,6 +80,17 @@ class _EpochReporter(lightning.Callback):
         """Report the epoch that just ended."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
         self._on_epoch(trainer.current_epoch + 1, metrics)
+
+
+@contextmanager
+def cpu_threads(num_threads: int | None) -> Iterator[None]:
+    """That many threads for torch's CPU operations as long as the block lasts; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -77,6 +77,8 @@ class TrainerConfig:
         limit_train_batches: Batches per epoch at most; all by default.
         limit_val_batches: Validation batches at most; all by default.
         deterministic: Whether operations without a deterministic form are refused.
+        num_cpu_threads: Threads of torch's CPU operations; one per core by default. For a small model one is faster on a busy
+            machine, and makes the weights independent of the number of cores.
     """
 
     max_epochs: int = 10
@@ -88,11 +90,14 @@ class TrainerConfig:
     limit_train_batches: int | None = None
     limit_val_batches: int | None = None
     deterministic: bool = True
+    num_cpu_threads: int | None = None
 
     def __post_init__(self) -> None:
         _require("trainer.max_epochs", self.max_epochs, self.max_epochs >= 1, "1 or more")
         _require("trainer.accelerator", self.accelerator, self.accelerator in {"auto", "cpu", "gpu"}, "auto, cpu or gpu")
         _require("trainer.devices", self.devices, self.devices >= 1, "1 or more")
+        threads = self.num_cpu_threads
+        _require("trainer.num_cpu_threads", threads, threads is None or threads >= 1, "1 or more, or null")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

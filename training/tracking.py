@@ -28,6 +28,7 @@ RUN_TAG = "modelway.run_id"  # tag of a version: the run that made it, once
 _PARAM_BATCH = 100  # MLflow's limit per request
 _PARAM_CHARACTERS = 6000  # MLflow's limit per value
 _RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_RETRIES = "2"
 _PROGRESS_BAR_VARIABLE = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 _CREATE_ATTEMPTS = 3
 
@@ -173,12 +174,13 @@ class Tracking:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turns errors of MLflow and of its store into Modelway's."""
+        """Turns errors of MLflow and of its store into Modelway's, within seconds: by itself MLflow tries for four minutes."""
         from mlflow.exceptions import MlflowException  # noqa: PLC0415
         from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
         try:
-            yield
+            with _setting(_RETRIES_VARIABLE, os.environ.get(_RETRIES_VARIABLE, _RETRIES)):
+                yield
         except MlflowException as error:
             reason = " ".join(str(error.message).split())[:300]
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":

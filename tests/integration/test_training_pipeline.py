@@ -17,7 +17,7 @@ from registry.bundle import Bundle
 from registry.errors import Corrupt, NotFound, Unavailable, UsageError
 from registry.mlflow_registry import MlflowRegistry
 from registry.names import ModelVersion
-from support.mlflow_store import MLFLOW_WARNINGS, new_store
+from support.mlflow_store import MLFLOW_WARNINGS, new_store, serve
 from training import environment
 from training.data.digits import held_out, load_digits
 from training.export.runners import open_variant
@@ -175,8 +175,9 @@ def test_a_creation_that_never_arrives_is_unavailable(store, monkeypatch):
     assert not store.client.search_model_versions("name='never'")
 
 
+@pytest.mark.timeout(60)  # by itself MLflow's client goes on for four minutes
 def test_a_server_that_does_not_answer_is_unavailable(monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
         train("digits", QUICK, tracking_uri="http://127.0.0.1:9")
 
@@ -349,3 +350,19 @@ def test_no_artifact_of_training_is_a_pickle(store, trained):
     assert "model/data/model.pt2" in names
     assert any(member.startswith("model/data/model.pt2!") for member in members)
     assert not [n for n in [*names, *members] if n.endswith((".pkl", ".pickle", ".ckpt", ".pth", "data.pkl"))]
+
+
+def test_the_same_through_a_tracking_server(tmp_path):
+    store = new_store(tmp_path / "mlflow")
+    with serve(store) as server:
+        version = train("digits", [*QUICK, "trainer.max_epochs=1"], tracking_uri=server.url)
+        report = export_version(
+            version.model_version,
+            MlflowRegistry(server.url),
+            tracking_uri=server.url,
+            workdir=tmp_path / "work",
+            variants=["onnx-fp32"],
+        )
+        info = MlflowRegistry(server.url).version(version.model_version)
+    assert version.model_version == ModelVersion("digits", 1)
+    assert info.bundle_sha256 == report.bundle.sha256

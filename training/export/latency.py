@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 from training.data.batches import Array
 from training.export.runners import NUM_THREADS, VariantRunner
+from training.fit import cpu_threads
 
 _WARM_UP_CALLS = 10  # TorchScript optimizes during its first calls
 _MAX_CALLS = 300
@@ -20,7 +19,7 @@ _MIN_CALLS = 5
 
 def measure_latency(runner: VariantRunner, inputs: Mapping[str, Array]) -> dict[str, float]:
     """Milliseconds per call: median, 99th percentile, and the number of calls that they are of."""
-    with _threads(NUM_THREADS):
+    with cpu_threads(NUM_THREADS):
         for _ in range(_WARM_UP_CALLS):
             runner.run(inputs)
         times_ms = list(_times_ms(runner, inputs))
@@ -37,13 +36,3 @@ def _times_ms(runner: VariantRunner, inputs: Mapping[str, Array]) -> Iterator[fl
         yield (end - start) * 1000
         if end > deadline and call + 1 >= _MIN_CALLS:
             return
-
-
-@contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

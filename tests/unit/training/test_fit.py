@@ -10,6 +10,7 @@ from registry.errors import UsageError
 from training.components import build_data, build_model
 from training.data.batches import prepare
 from training.fit import fit, seed_all
+from training.models.cnn import SmallCNN
 from training.recipe import load_recipe
 
 QUICK = ["trainer.max_epochs=2", "model.init_args.width=4", "trainer.limit_train_batches=5"]
@@ -50,6 +51,19 @@ def test_deterministic_algorithms_are_left_as_they_were():
     assert not torch.are_deterministic_algorithms_enabled()
     _fit()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_threads_are_those_of_the_recipe_and_then_as_before():
+    before, seen = torch.get_num_threads(), []
+
+    class Looks(SmallCNN):
+        def forward(self, image):
+            seen.append(torch.get_num_threads())
+            return super().forward(image)
+
+    _fit(["trainer.num_cpu_threads=1"], model=Looks(width=4))
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == before
 
 
 def test_nothing_is_written_to_disk(tmp_path, monkeypatch):

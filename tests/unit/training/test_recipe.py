@@ -68,6 +68,7 @@ def test_later_overrides_win():
         ("trainer.max_epochs=many", ("trainer.max_epochs", "'many'", "a whole number")),
         ("trainer.max_epochs=2.5", ("trainer.max_epochs", "2.5", "a whole number")),
         ("trainer.max_epochs=0", ("trainer.max_epochs", "(0)", "1 or more")),
+        ("trainer.num_cpu_threads=0", ("trainer.num_cpu_threads", "(0)", "or null")),
         ("trainer.accelerator=abacus", ("trainer.accelerator", "abacus", "auto, cpu or gpu")),
         ("task=guessing", ("task", "guessing", "classification or regression")),
         ("seed=-1", ("seed", "-1", "4294967295")),
