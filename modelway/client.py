@@ -117,7 +117,9 @@ def _error_of(response: httpx.Response) -> ModelwayError:
         text = str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
         text = response.text[:200]
-    what = f"{text} (HTTP {response.status_code}, request {response.headers.get('x-request-id', 'unknown')})"
+    what = (
+        f"{text.rstrip('.')} ({response.url.path}: HTTP {response.status_code}, request {response.headers.get('x-request-id', 'unknown')})"
+    )
     if response.status_code == NotFound.http_status:
         return NotFound(what)
     if response.status_code == TimedOut.http_status:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from modelway import mlflow_server
 from modelway.home import prepare_home
@@ -211,7 +212,9 @@ def build_controller(settings: Settings, fence: int | None) -> ControllerProcess
         aliases=aliases,
         verify=verify,
         metrics=pages,
-        allowed_hosts=sorted({settings.control_host, "127.0.0.1", "localhost", "[::1]", socket.gethostname()}),
+        allowed_hosts=sorted(
+            {settings.control_host, _control_address(settings)[0], "127.0.0.1", "localhost", "[::1]", socket.gethostname()}
+        ),
     )
     return ControllerProcess(plane=plane, ledger=ledger, archives=archives)
 
@@ -221,7 +224,7 @@ def build_controller(settings: Settings, fence: int | None) -> ControllerProcess
 
 def write_prometheus(settings: Settings) -> None:
     """Generate `prometheus.yml` and its rules in the home, durably."""
-    host = f"{settings.control_host}:{settings.control_port}"
+    host = ":".join(_control_address(settings))
     targets = [
         ScrapeTarget(job="modelway-controller", address=host, path="/metrics"),
         ScrapeTarget(job="modelway-gateway", address=host, path="/metrics/gateway"),
@@ -231,6 +234,12 @@ def write_prometheus(settings: Settings) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     write_durably(directory / "rules.yml", rules_yml().encode())
     write_durably(directory / "prometheus.yml", prometheus_yml(targets).encode())
+
+
+def _control_address(settings: Settings) -> tuple[str, str]:
+    """Host and port by which others reach the control API; in a container it listens on every address."""
+    url = urlsplit(settings.control_url)
+    return url.hostname or settings.control_host, str(url.port or settings.control_port)
 
 
 def prometheus_process(settings: Settings) -> ProcessSpec:

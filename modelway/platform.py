@@ -19,6 +19,7 @@ from modelway.composition import CONTROLLER, build_gateway, build_nodes, prometh
 from modelway.control import ControlClient
 from modelway.home import prepare_home
 from modelway.ports_in_use import check_free
+from modelway.processes import terminate
 from modelway.settings import Settings
 from modelway.supervisor import Child, Supervisor, stop_orphans, supervisors
 from registry.errors import ModelwayError, TimedOut, UsageError
@@ -104,26 +105,12 @@ def stop(settings: Settings, tell: Callable[[str], None], timeout_s: float = 90.
     running = supervisors(settings.run_dir) if settings.run_dir.is_dir() else {}
     for pid in running:
         tell(f"stopping {', '.join(running[pid])} (supervisor pid {pid})")
-        _terminate(pid, timeout_s)
+        if not terminate(pid, timeout_s):
+            raise TimedOut(f"the supervisor does not end within {timeout_s:g} s (pid {pid})", f"See `modelway status`, or kill {pid}.")
     orphans = stop_orphans(settings.run_dir) if settings.run_dir.is_dir() else []
     for name in orphans:
         tell(f"stopped {name}, whose supervisor was gone")
     return bool(running or orphans)
-
-
-def _terminate(pid: int, timeout_s: float) -> None:
-    import psutil  # noqa: PLC0415  costs 30 ms that other commands need not pay
-
-    try:
-        process = psutil.Process(pid)
-        process.terminate()
-        process.wait(timeout_s)
-    except psutil.NoSuchProcess:
-        return
-    except psutil.TimeoutExpired as error:
-        raise TimedOut(
-            f"the supervisor does not end within {timeout_s:g} s (pid {pid})", f"See `modelway status`, or kill {pid}."
-        ) from error
 
 
 def _mlflow(settings: Settings) -> Child:
