@@ -32,11 +32,17 @@ def choose_variant(certificates: Mapping[str, Certificate], requested: str | Non
         if requested not in certificates:
             raise NotFound(f"no such variant ({requested})", f"Exported are: {', '.join(sorted(certificates)) or 'none'}.")
         return requested
-    passing = sorted(name for name, certificate in certificates.items() if certificate.passed)
-    if not passing:
+    chosen = fastest_passing(certificates)
+    if chosen is None:
         reasons = [f"{name}: {'; '.join(certificate.failures)}" for name, certificate in sorted(certificates.items())]
         raise Refused("no variant passes its certificate", "Train or export again.", reasons=reasons)
-    return min(passing, key=lambda name: (_latency_ms(certificates[name]), name))
+    return chosen
+
+
+def fastest_passing(certificates: Mapping[str, Certificate]) -> str | None:
+    """The variant with the smallest median latency of one row among those that passed; None if none did."""
+    passing = {name: _latency_ms(certificate) for name, certificate in certificates.items() if certificate.passed}
+    return min(passing, key=lambda name: (passing[name], name), default=None)
 
 
 def _latency_ms(certificate: Certificate) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -53,6 +54,8 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit. Our own errors become one line and their exit code."""
+    for variable in ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED", "MLFLOW_DISABLE_TELEMETRY"):
+        os.environ.setdefault(variable, "true" if variable.startswith("MLFLOW") else "1")  # nobody asked for reports to vendors
     try:
         app()
     except ModelwayError as error:

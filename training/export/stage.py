@@ -14,6 +14,7 @@ import torch
 from registry.bundle import CERTIFICATE, GOLDEN, PROFILE, SIGNATURE, TOLERANCE, VARIANTS, Bundle, canonical_json, write_manifest
 from registry.certificate import Certificate
 from registry.errors import Corrupt, UsageError
+from registry.gates import fastest_passing
 from registry.names import ModelVersion
 from registry.ports import ModelRegistry, VersionInfo
 from training.components import build_data
@@ -140,12 +141,6 @@ def export_variant(
         )
     (directory / CERTIFICATE).write_text(canonical_json(measured.certificate.to_json()), encoding="utf-8")
     return measured
-
-
-def fastest_passing(certificates: Mapping[str, Certificate]) -> str | None:
-    """The variant with the smallest median latency at batch 1 among those that passed; None if none did."""
-    passing = {name: c.facts["latency"]["batch_1"]["p50_ms"] for name, c in certificates.items() if c.passed}
-    return min(passing, key=lambda name: (passing[name], name), default=None)
 
 
 def _source(info: VersionInfo, tracking: Tracking, into: Path) -> Source:

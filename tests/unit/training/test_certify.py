@@ -359,29 +359,3 @@ def test_an_exporter_that_writes_nothing_fails(certificate_of):
             return super().inspect(fp32_graph(model, context).parent, model, context)
 
     assert _failed(certificate_of(WritesNothing())) == {"loads"}
-
-
-@pytest.mark.parametrize(
-    ("p50_ms", "passes", "chosen"),
-    [
-        ({"a": 2.0, "b": 1.0}, {"a": True, "b": True}, "b"),
-        ({"a": 2.0, "b": 1.0}, {"a": True, "b": False}, "a"),
-        ({"a": 1.0, "b": 1.0}, {"a": True, "b": True}, "a"),
-        ({"a": 1.0}, {"a": False}, None),
-        ({}, {}, None),
-    ],
-)
-def test_the_fastest_that_passes_is_chosen(p50_ms, passes, chosen):
-    from registry.certificate import Check
-
-    certificates = {
-        name: Certificate(
-            version=VERSION,
-            source_sha256="",
-            variant=name,
-            checks=(Check(name="x", passed=passes[name], value=0, limit=0),),
-            facts={"latency": {"batch_1": {"p50_ms": value}}},
-        )
-        for name, value in p50_ms.items()
-    }
-    assert stage.fastest_passing(certificates) == chosen
