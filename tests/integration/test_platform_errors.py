@@ -143,3 +143,4 @@ def test_two_homes_side_by_side_and_nothing_left_behind(platform: LivePlatform, 
     sockets = [path for path in nowhere.settings.socket_dir.rglob("*") if path.is_socket()] if nowhere.settings.socket_dir.is_dir() else []
     assert sockets == []
     assert "already down" in nowhere.run("down").stderr
+    assert [release["status"] for release in nowhere.must("history", "here")] == ["live"], "readable from the ledger itself"
