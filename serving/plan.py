@@ -226,12 +226,12 @@ def _advance(channel: ChannelState, candidate: ReleaseRecord, table: RouteTable,
         loading = [name for name in up if name not in serving]
         where = f"workers of {release.model_version} start on {', '.join(loading)}" if loading else "no node is up"
         yield Wait(release_id=release.id, reason=where)
+    elif _is_warm_rollback(candidate) or candidate.last(EventKind.PROBED) is not None:
+        yield _shift_traffic(channel, candidate, table, look)
     elif candidate.last(EventKind.LOADED) is None:
         yield Record(release_id=release.id, kind=EventKind.LOADED, data={"nodes": list(up)})
-    elif candidate.last(EventKind.PROBED) is None and not _is_warm_rollback(candidate):
-        yield Probe(release_id=release.id, nodes=up)
     else:
-        yield _shift_traffic(channel, candidate, table, look)
+        yield Probe(release_id=release.id, nodes=up)
 
 
 def _start(release: Release, look: _Look) -> Step:

@@ -91,7 +91,7 @@ def test_a_warm_rollback_touches_no_node(with_two_live: InMemoryPlane):
     while plane.channel.candidate:
         plane.controller.step()
     assert (plane.live, plane.routed, plane.engine.calls) == (1, {1: 100}, [])
-    assert kinds(plane, 3) == ["started", "loaded", "weighted", "live"]
+    assert kinds(plane, 3) == ["started", "weighted", "live"]
 
 
 def test_a_rollback_during_a_canary_ends_it(plane: InMemoryPlane):
