@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.live_platform import LivePlatform
+from support.live_platform import LivePlatform, wrong_answers
 from support.polling import wait_until
 
 pytestmark = pytest.mark.integration
@@ -128,7 +128,7 @@ def test_a_dry_run_prints_the_steps_and_changes_nothing(platform: LivePlatform):
     assert "never released" in refusal(platform, "history", "dry", code=1)
 
 
-def test_two_homes_side_by_side_and_nothing_left_behind(platform: LivePlatform, nowhere: LivePlatform):
+def test_two_homes_side_by_side_drain_under_load_and_leave_nothing_behind(platform: LivePlatform, nowhere: LivePlatform):
     import psutil
 
     before = {process.pid for process in psutil.process_iter()}
@@ -137,7 +137,11 @@ def test_two_homes_side_by_side_and_nothing_left_behind(platform: LivePlatform, 
     nowhere.must("promote", "here/1")
     assert nowhere.ask("here").status_code == 200
     assert platform.ask("here").status_code == 404
-    nowhere.down()
+    with nowhere.load("here", 100) as load:
+        nowhere.down()
+    unanswered = [answer for answer in load.failed if "ConnectError" not in str(answer.body)]
+    assert unanswered == [], "P14: what was accepted is answered; what comes later finds no listener"
+    assert wrong_answers([answer for answer in load.answers if answer.status == 200]) == []
     left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and str(nowhere.home) in " ".join(p.info["cmdline"] or [])]
     wait_until(lambda: not [p for p in left if p.is_running()], timeout_s=10, what="every process gone")
     sockets = [path for path in nowhere.settings.socket_dir.rglob("*") if path.is_socket()] if nowhere.settings.socket_dir.is_dir() else []
