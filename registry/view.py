@@ -31,13 +31,13 @@ class LedgerView:
         """One channel; an empty one if it never had a release."""
         return self.state().get((model, channel), ChannelState(model=model, channel=channel))
 
-    def record(self, model: str, release_id: int) -> ReleaseRecord:
-        """One release of a model, whatever its channel. Raises NotFound."""
+    def record(self, release_id: int, model: str | None = None) -> ReleaseRecord:
+        """One release, whatever its channel; of that model, if one is named. Raises NotFound."""
         for (name, _), channel in self.state().items():
             for record in channel.records:
-                if name == model and record.release.id == release_id:
+                if record.release.id == release_id and model in (None, name):
                     return record
-        raise NotFound(f"no release {release_id} of {model}", f"`modelway history {model}` lists them.")
+        raise NotFound(f"no release {release_id}{f' of {model}' if model else ''}", f"`modelway history {model or 'MODEL'}` lists them.")
 
     def releases_of(self, model: str) -> tuple[ReleaseRecord, ...]:
         """All releases of a model, oldest first. Raises NotFound for a model that never had one."""

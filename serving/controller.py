@@ -53,7 +53,6 @@ class Look:
     at: datetime
     observed: Observed
     steps: tuple[Step, ...]
-    error: str = ""
 
 
 class Controller:
@@ -183,8 +182,8 @@ class Controller:
     def wait_settled(self, model: str, release_id: int, timeout_s: float) -> ReleaseRecord:
         """The record of a release once its roll-out has ended, or after `timeout_s` as it is then. Raises NotFound."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._view.record(model, release_id).in_progress, timeout_s)
-        return self._view.record(model, release_id)
+            self._changed.wait_for(lambda: not self._view.record(release_id, model).in_progress, timeout_s)
+        return self._view.record(release_id, model)
 
     def _publish(self, look: Look) -> None:
         with self._changed:
@@ -197,7 +196,7 @@ class Controller:
         """Apply one step. Returns False if it is still under way."""
         match step:
             case StoreArchive(node=node, release_id=release_id):
-                self._store(node, self._release(release_id))
+                self._store(node, self._view.record(release_id).release)
             case Register(node=node, archive=archive):
                 self._engines[node].register(archive)
             case Scale(node=node):
@@ -213,13 +212,6 @@ class Controller:
             case Wait():
                 return False
         return True
-
-    def _release(self, release_id: int) -> Release:
-        for channel in self._view.state().values():
-            for record in channel.records:
-                if record.release.id == release_id:
-                    return record.release
-        raise NotFound(f"no release {release_id} in the ledger")
 
     def _store(self, node: str, release: Release) -> None:
         try:
@@ -247,7 +239,7 @@ class Controller:
         """
         future = self._probes.get(step.release_id)
         if future is None:
-            release = self._release(step.release_id)
+            release = self._view.record(step.release_id).release
             engines = {name: self._engines[name] for name in step.nodes}
             self._probes[step.release_id] = self._workers.submit(self._ask_nodes, release, engines)
             return False

@@ -153,7 +153,7 @@ class ReleaseService:
         if prepared.existing is not None:
             return prepared.existing, False
         release = self._ledger.append_release(prepared.draft, expect=prepared.expect, at=self._clock())
-        return self._view.record(release.model, release.id), True
+        return self._view.record(release.id), True
 
     def rollback(self, request: RollbackRequest) -> tuple[ReleaseRecord, bool]:
         """Prepare and decide, again when somebody else was faster and the caller named no release."""
