@@ -267,20 +267,24 @@ def fold(entries: Iterable[Release | Event], state: LedgerState | None = None) -
 
 
 def _with_release(channel: ChannelState, release: Release) -> ChannelState:
-    records = list(channel.records)
     if channel.candidate is not None:
-        records[-1] = replace(records[-1], status=Status.SUPERSEDED)
-    return replace(channel, records=(*records, ReleaseRecord(release=release)))
+        channel = _with_record(channel, replace(channel.candidate, status=Status.SUPERSEDED))
+    return replace(channel, records=(*channel.records, ReleaseRecord(release=release)))
 
 
 def _with_event(channel: ChannelState, event: Event) -> ChannelState:
     record = channel.record(event.release_id)
     updated = replace(record, events=(*record.events, event), status=_status_after(record.status, event.kind))
-    channel = _replace_records(channel, {event.release_id: updated})
-    return _make_live(channel, updated.release) if event.kind is EventKind.LIVE else channel
+    if updated.status is Status.LIVE and record.status is not Status.LIVE:
+        channel = _make_live(channel, updated.release)
+    return _with_record(channel, updated)
 
 
 def _status_after(status: Status, kind: EventKind) -> Status:
+    # A release that was superseded may still get live: the controller had given it all traffic when the next one was made.
+    # One that was live, or was given up, never gets another end: what says so comes from a controller with a stale view.
+    if status in (Status.LIVE, Status.RETIRED, Status.ABORTED):
+        return status
     if kind is EventKind.LIVE:
         return Status.LIVE
     if kind is EventKind.ABORTED:
@@ -289,8 +293,8 @@ def _status_after(status: Status, kind: EventKind) -> Status:
 
 
 def _make_live(channel: ChannelState, release: Release) -> ChannelState:
-    retired = {record.release.id: replace(record, status=Status.RETIRED) for record in channel.records if record.status is Status.LIVE}
-    retired.pop(release.id, None)
+    if channel.live is not None:
+        channel = _with_record(channel, replace(channel.live, status=Status.RETIRED))
     stack = list(channel.live_stack)
     if release.kind is ReleaseKind.ROLLBACK:
         matching = [i for i, live_id in enumerate(stack) if channel.record(live_id).release.archive == release.archive]
@@ -298,8 +302,10 @@ def _make_live(channel: ChannelState, release: Release) -> ChannelState:
             del stack[matching[-1] :]
     elif stack and channel.record(stack[-1]).release.archive == release.archive:
         stack.pop()  # the same archive promoted again is no place to roll back to
-    return replace(_replace_records(channel, retired), live_stack=(*stack, release.id))
+    return replace(channel, live_stack=(*stack, release.id))
 
 
-def _replace_records(channel: ChannelState, updates: Mapping[int, ReleaseRecord]) -> ChannelState:
-    return replace(channel, records=tuple(updates.get(record.release.id, record) for record in channel.records))
+def _with_record(channel: ChannelState, record: ReleaseRecord) -> ChannelState:
+    ids = (other.release.id for other in reversed(channel.records))  # nearly always one of the last
+    at = len(channel.records) - 1 - next(i for i, release_id in enumerate(ids) if release_id == record.release.id)
+    return replace(channel, records=(*channel.records[:at], record, *channel.records[at + 1 :]))
