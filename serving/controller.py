@@ -129,15 +129,18 @@ class Controller:
         steps = plan(desired, observed, now, self._policy)
         self._publish(Look(at=now, observed=observed, steps=steps))
         self._report.looked(desired, observed, steps, (now - started).total_seconds())
-        step = next((step for step in steps if not isinstance(step, Wait) and self._may_try(step, now)), None)
-        return step is not None and self._try(step, observed)
+        for step in steps:
+            if isinstance(step, Wait) or now < self._not_before.get(step, now):
+                continue
+            acted = self._try(step)
+            if acted is not False:  # a step that is still under way changed nothing: the next one may go ahead
+                return bool(acted)
+        return False
 
-    def _may_try(self, step: Step, now: datetime) -> bool:
-        return now >= self._not_before.get(step, now)
-
-    def _try(self, step: Step, observed: Observed) -> bool:
+    def _try(self, step: Step) -> bool | None:
+        """Whether the step was applied; None if it failed and is put off."""
         try:
-            acted = self._apply(step, observed)
+            acted = self._apply(step)
         except Conflict:
             raise
         except ModelwayError as error:
@@ -145,7 +148,7 @@ class Controller:
             self._not_before = {key: at for key, at in self._not_before.items() if at > self._clock()}
             self._not_before[step] = self._clock() + _RETRY_AFTER
             self._report.failed(step, error)
-            return False
+            return None
         if acted:
             log.info("%s", step)
             self._report.applied(step)
@@ -192,7 +195,7 @@ class Controller:
 
     # --- applying
 
-    def _apply(self, step: Step, observed: Observed) -> bool:
+    def _apply(self, step: Step) -> bool:
         """Apply one step. Returns False if it is still under way."""
         match step:
             case StoreArchive(node=node, release_id=release_id):
@@ -208,7 +211,7 @@ class Controller:
             case Record():
                 self._record(step)
             case Probe():
-                return self._probe(step, observed)
+                return self._probe(step)
             case Wait():
                 return False
         return True
@@ -232,7 +235,7 @@ class Controller:
         with self._changed:
             self._changed.notify_all()
 
-    def _probe(self, step: Probe, observed: Observed) -> bool:
+    def _probe(self, step: Probe) -> bool:
         """Start the golden probe in the background, or record its result once it is there.
 
         In the background, because a model that hangs must not keep anybody from rolling back meanwhile.

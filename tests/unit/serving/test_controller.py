@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,22 @@ def test_a_wrong_golden_answer_never_gets_traffic(plane: InMemoryPlane):
     assert "weighted" not in kinds(plane, 2)
 
 
+def test_a_model_that_hangs_in_its_probe_holds_up_nobody_else(with_two_live: InMemoryPlane):
+    plane = with_two_live
+    go_on = threading.Event()
+    plane.engine.answer = lambda *_: (500, b"") if go_on.wait(30) else (500, b"")
+    other = plane.registry.register("aaa")  # sorts before digits, so its steps come first
+    plane.registry.attach_bundle(other, make_bundle(plane.root / "aaa", version=other).root)
+    plane.releases.decide(plane.releases.prepare_promotion(PromotionRequest(model_version=other, actor="tester")))
+    while not plane.controller._probes:
+        plane.controller.step()
+    plane.rollback()
+    for _ in range(10):
+        plane.controller.step()
+    assert plane.live == 1
+    go_on.set()
+
+
 def test_a_damaged_archive_is_never_put_on_a_node(plane: InMemoryPlane):
     record = plane.promote(1)
     (plane.root / "archives" / record.release.archive).write_bytes(b"not it")
@@ -326,12 +343,12 @@ def crash_at(plane: InMemoryPlane, number: int, *, before: bool) -> None:
     """Let the controller die around its `number`-th effect from now."""
     apply, count = plane.controller._apply, 0
 
-    def crashing(step: Step, observed) -> bool:
+    def crashing(step: Step) -> bool:
         nonlocal count
         count += 1
         if before and count == number:
             raise Crash
-        acted = apply(step, observed)
+        acted = apply(step)
         if count == number:
             raise Crash
         return acted
