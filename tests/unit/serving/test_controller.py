@@ -178,7 +178,7 @@ def test_a_wrong_golden_answer_never_gets_traffic(plane: InMemoryPlane):
 def test_a_model_that_hangs_in_its_probe_holds_up_nobody_else(with_two_live: InMemoryPlane):
     plane = with_two_live
     go_on = threading.Event()
-    plane.engine.answer = lambda *_: (500, b"") if go_on.wait(30) else (500, b"")
+    plane.engine.answer = lambda *_: (500, str(go_on.wait(30)).encode())
     other = plane.registry.register("aaa")  # sorts before digits, so its steps come first
     plane.registry.attach_bundle(other, make_bundle(plane.root / "aaa", version=other).root)
     plane.releases.decide(plane.releases.prepare_promotion(PromotionRequest(model_version=other, actor="tester")))
