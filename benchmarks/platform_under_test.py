@@ -1,0 +1,90 @@
+"""The real platform, started with `modelway up --detach` in a home of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.bundles import make_bundle
+from benchmarks.mlp import MODEL
+from benchmarks.ports import free_ports
+from modelway.composition import build_nodes, open_registry, open_tracking
+from modelway.control import ControlClient
+from modelway.settings import Settings
+from registry.errors import ModelwayError, TimedOut
+from registry.names import ModelVersion
+from serving.torchserve import TorchServeNode
+
+_COMMAND_TIMEOUT_S = 300.0
+
+
+class PlatformUnderTest:
+    """One home; nothing runs until `up`."""
+
+    def __init__(self, home: Path) -> None:
+        gateway, control, mlflow = free_ports(3)
+        self.settings = Settings(home=home, actor="benchmark", gateway_port=gateway, control_port=control, mlflow_port=mlflow)
+        self._versions: set[int] = set()
+        foreign = ("MODELWAY_", "MLFLOW_")
+        self._env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | self.settings.environment()
+
+    def command(self, *arguments: str) -> float:
+        """Run `modelway ARGUMENTS` to its end; its seconds. Raises ModelwayError with its words."""
+        argv = [sys.executable, "-m", "modelway", *arguments]
+        started = time.monotonic()
+        done = subprocess.run(
+            argv, env=self._env, cwd=self.settings.home.parent, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False
+        )
+        seconds = time.monotonic() - started
+        if done.returncode != 0:
+            raise ModelwayError(f"modelway {' '.join(arguments)} ended with {done.returncode} ({done.stderr.strip()[-500:]})")
+        return seconds
+
+    def control(self) -> ControlClient:
+        """A connection to the control API."""
+        return ControlClient(self.settings.control_url)
+
+    def node(self) -> TorchServeNode:
+        """The adapter to its one node."""
+        return TorchServeNode(build_nodes(self.settings)[0])
+
+    def register(self, num_versions: int) -> None:
+        """Register versions 1 to `num_versions`, each with its bundle."""
+        from mlflow import MlflowClient  # noqa: PLC0415  costs seconds, and only this needs it
+
+        self._versions = set(range(1, num_versions + 1))
+        tracking = open_tracking(self.settings)
+        client, registry = MlflowClient(tracking_uri=tracking.uri, registry_uri=tracking.uri), open_registry(tracking)
+        client.create_registered_model(MODEL)
+        experiment = client.create_experiment(MODEL, artifact_location=f"{tracking.artifact_root}/{MODEL}")
+        for version in sorted(self._versions):
+            run = client.create_run(experiment)
+            client.create_model_version(MODEL, source=f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
+            name = ModelVersion(MODEL, version)
+            registry.attach_bundle(name, make_bundle(self.settings.home.parent / f"bundle-{version}", name).root)
+
+    def loaded(self) -> dict[int, str]:
+        """Version -> engine version of what the node has registered."""
+        node = self.node()
+        try:
+            found = [engine_version for _, engine_version in node.observe().archives]
+        finally:
+            node.close()
+        return {int(engine_version.partition("-")[0]): engine_version for engine_version in found}
+
+    def wait_unloaded(self, timeout_s: float = 120.0) -> int:
+        """Wait until the controller has nothing left to do; a registered version that the node does not hold then.
+
+        Raises:
+            TimedOut: Every version stays loaded.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self.control() as control:
+            while not (unloaded := self._versions - self.loaded().keys()) or not control.status()["in_sync"]:
+                if time.monotonic() > deadline:
+                    raise TimedOut(f"every version is still loaded after {timeout_s:g} s", f"Look at {self.settings.logs}.")
+                time.sleep(0.1)
+        return min(unloaded)
