@@ -1,6 +1,6 @@
 """`make bench`: everything that this project says about speed, measured in one run, side by side.
 
-python -m benchmarks                        takes about 15 minutes, writes docs/performance.md
+python -m benchmarks                        takes about 12 minutes, writes docs/performance.md
 python -m benchmarks --quick [--output F]   a smoke run of a minute, whose figures mean nothing
 """
 

@@ -16,7 +16,8 @@ from registry.errors import ModelwayError
 
 REQUESTS_PER_S = 200.0
 API, COMMAND_LINE = "control API", "command line"
-PROMOTION, WARM, COLD = "promotion, immediate", "rollback, warm", "rollback, cold"
+PROMOTION, LOADING_PROMOTION = "promotion, loaded already", "promotion, loaded first"
+WARM, COLD = "rollback, warm", "rollback, cold"
 _NUM_ROWS = 32
 _WAIT_S = 120.0
 _LISTEN_S = 0.5  # so that each acknowledgement is followed by some 100 requests
@@ -27,8 +28,8 @@ class Trial:
     """One command. Times are those of `time.monotonic`.
 
     Attributes:
+        kind: What it was; warm or loaded already if every node had the version when the controller took the release up.
         version: What serves from the acknowledgement on.
-        warm: Whether every node had the version loaded when the controller took the release up.
     """
 
     kind: str
@@ -36,7 +37,6 @@ class Trial:
     version: int
     given_at: float
     acknowledged_at: float
-    warm: bool
 
     @property
     def seconds(self) -> float:
@@ -51,7 +51,6 @@ class Row:
     kind: str
     via: str
     num_trials: int
-    num_warm: int
     median_s: float
     worst_s: float
     num_answers_after: int
@@ -87,7 +86,6 @@ class Releases:
             kind=kind,
             via=via,
             num_trials=len(trials),
-            num_warm=sum(trial.warm for trial in trials),
             median_s=statistics.median(trial.seconds for trial in trials),
             worst_s=max(trial.seconds for trial in trials),
             num_answers_after=len(after),
@@ -184,7 +182,9 @@ class _Runner:
             raise ModelwayError(
                 f"{kind} to {MODEL}/{version} was {'warm' if warm else 'cold'}", "The measurement would not be what it says."
             )
-        trial = Trial(kind=kind, via=via, version=version, given_at=given_at, acknowledged_at=acknowledged_at, warm=warm)
+        if kind == PROMOTION and not warm:
+            kind = LOADING_PROMOTION
+        trial = Trial(kind=kind, via=via, version=version, given_at=given_at, acknowledged_at=acknowledged_at)
         self._trials.append(trial)
         self._say(f"  {kind} to version {version}, {via}: {trial.seconds:.3f} s")
         time.sleep(_LISTEN_S)

@@ -96,7 +96,6 @@ def _releases(releases: Releases) -> str:
             row.kind,
             row.via,
             row.num_trials,
-            row.num_warm,
             f"{row.median_s:.3f}",
             f"{row.worst_s:.3f}",
             row.num_answers_after,
@@ -115,7 +114,6 @@ def _releases(releases: Releases) -> str:
                     "what",
                     "given by",
                     "times",
-                    "already loaded",
                     "median, s",
                     "worst, s",
                     "answers after the acknowledgement",
@@ -123,8 +121,9 @@ def _releases(releases: Releases) -> str:
                 ),
                 rows,
             ),
-            f"- *{release_trials.PROMOTION}*: another version takes all traffic at once; its archive is checked, and a version that is "
-            "not loaded yet is loaded and asked its golden set first.\n"
+            f"- *{release_trials.LOADING_PROMOTION}*: immediate, of a version that no worker holds: its archive is checked, loaded, and "
+            "asked its golden set before it takes all traffic at once.\n"
+            f"- *{release_trials.PROMOTION}*: immediate, of a version that is still loaded because it was live before.\n"
             f"- *{release_trials.WARM}*: back to the previous live version, which is kept loaded.\n"
             f"- *{release_trials.COLD}*: `--to` a version that was unloaded: loaded and asked its golden set before it gets traffic.\n"
             f"- *{release_trials.API}*: from the HTTP call to the answer that the release is live. *{release_trials.COMMAND_LINE}*: the "
@@ -150,7 +149,7 @@ def _footprint(footprint: Footprint) -> str:
             "## Footprint",
             "Resident memory of each part of the idle platform with one version live, in MiB; pages that processes share count once for "
             "each. The processes below a node are its workers, one for each loaded version; those below MLflow are its server's. The "
-            "last row is stock TorchServe with the same model.",
+            "last row is stock TorchServe with the same model: its launcher, and below it Java and the workers.",
             _table(("part", "own process", "processes below it", "their memory", "together"), memory),
             "Seconds from the command to its end; after `up --detach` the platform answers.",
             _table(("command", "times", "median, s", "worst, s"), times),

@@ -11,8 +11,8 @@ from benchmarks.throughput import CONNECTIONS, GATEWAY, NODE, STOCK, Throughput
 from modelway.load import Answer
 
 LOGITS = {version: expected_logits(rows(1), version)[0] for version in (1, 2)}
-PROMOTED = Trial(kind=PROMOTION, via=API, version=2, given_at=1.0, acknowledged_at=2.0, warm=False)
-ROLLED_BACK = Trial(kind=WARM, via=API, version=1, given_at=4.0, acknowledged_at=5.0, warm=True)
+PROMOTED = Trial(kind=PROMOTION, via=API, version=2, given_at=1.0, acknowledged_at=2.0)
+ROLLED_BACK = Trial(kind=WARM, via=API, version=1, given_at=4.0, acknowledged_at=5.0)
 
 
 def answer(sent_at: float, version: int, *, latency_s: float = 0.1, status: int = 200, numbers_of: int | None = None) -> Answer:
