@@ -17,13 +17,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from registry.certificate import Certificate
-from registry.errors import Corrupt, NotFound
+from registry.errors import Corrupt, NotFound, UsageError
 from registry.signature import Signature
 
 MANIFEST = "MANIFEST.json"
@@ -34,6 +35,9 @@ PROFILE = "profile.json"
 VARIANTS = "variants"
 CERTIFICATE = "certificate.json"
 _CHUNK_BYTES = 1 << 20
+_AGAIN = "Export the version again."
+
+T = TypeVar("T")
 
 
 def sha256_file(path: Path) -> str:
@@ -51,13 +55,17 @@ def canonical_json(data: Any) -> str:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` atomically: readers see the old or the new file, also after a crash."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Replace `path` by `content` atomically: readers see the old or the new file, also after a crash or a full disk."""
+    # Two writers at once must not write into one file, or either could put the other's first half in place.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -123,22 +131,22 @@ class Bundle:
         """
         manifest = root / MANIFEST
         if not manifest.is_file() or manifest.is_symlink():
-            raise NotFound(f"no {MANIFEST} in {root}", "Export the version again.")
+            raise NotFound(f"no {MANIFEST} in {root}", _AGAIN)
         content = manifest.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         if expected_sha256 is not None and sha256 != expected_sha256:
-            raise Corrupt(f"wrong digest of {manifest} ({sha256}, expected {expected_sha256})", "Export the version again.")
+            raise Corrupt(f"wrong digest of {manifest} ({sha256}, expected {expected_sha256})", _AGAIN)
         try:
-            files = dict(json.loads(content)["files"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise Corrupt(f"unreadable manifest ({manifest}: {error})", "Export the version again.") from error
+            listed = dict(json.loads(content)["files"])
+            files = {str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in listed.items()}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise Corrupt(f"unreadable manifest ({manifest}: {error})", _AGAIN) from error
         verify_tree(root, files, unlisted=frozenset({MANIFEST}))
         return cls(root, sha256)
 
     def variants(self) -> tuple[str, ...]:
-        """Names of its variants, sorted."""
-        directory = self.root / VARIANTS
-        return tuple(sorted(path.name for path in directory.iterdir())) if directory.is_dir() else ()
+        """Names of its variants, sorted. What has no certificate is none, as an empty directory that no manifest can list."""
+        return tuple(sorted(path.parent.name for path in (self.root / VARIANTS).glob(f"*/{CERTIFICATE}")))
 
     def variant_dir(self, variant: str) -> Path:
         """Directory of one variant. Raises NotFound, naming the ones that exist."""
@@ -147,17 +155,25 @@ class Bundle:
         return self.root / VARIANTS / variant
 
     def certificate(self, variant: str) -> Certificate:
-        """The certificate of one variant. Raises NotFound."""
-        return Certificate.from_json(json.loads((self.variant_dir(variant) / CERTIFICATE).read_text()))
+        """The certificate of one variant. Raises NotFound, Corrupt."""
+        return _read(self.variant_dir(variant) / CERTIFICATE, Certificate.from_json)
 
     def certificate_sha256(self, variant: str) -> str:
         """Digest of the certificate file of one variant. Raises NotFound."""
         return sha256_file(self.variant_dir(variant) / CERTIFICATE)
 
     def signature(self) -> Signature:
-        """The model's signature."""
-        return Signature.from_json(json.loads((self.root / SIGNATURE).read_text()))
+        """The model's signature. Raises Corrupt."""
+        return _read(self.root / SIGNATURE, Signature.from_json)
 
     def tolerance(self, variant: str) -> dict[str, dict[str, float]]:
-        """Output name -> {"rtol", "atol"} that the golden set must meet for this variant."""
-        return dict(json.loads((self.root / TOLERANCE).read_text())[variant])
+        """Output name -> {"rtol", "atol"} that the golden set must meet for this variant. Raises Corrupt if it has none."""
+        return _read(self.root / TOLERANCE, lambda data: {str(name): dict(limits) for name, limits in data[variant].items()})
+
+
+def _read(file: Path, parse: Callable[[Any], T]) -> T:
+    """A file whose digest is right, and which may still have been written by another program than ours."""
+    try:
+        return parse(json.loads(file.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        raise Corrupt(f"unreadable file of a bundle ({file}: {type(error).__name__}: {error})", _AGAIN) from error

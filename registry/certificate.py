@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
+from registry.errors import UsageError
 from registry.names import ModelVersion
+
+_RELATIONS: Mapping[str, Callable[[float, float], bool]] = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
+_OPPOSITES = {"<=": ">", ">=": "<", "==": "!="}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
     """One measured check with the number that decided.
+
+    A check that says that it passed while its numbers say otherwise cannot be made; one may fail whatever its numbers say.
 
     Attributes:
         name: What was checked, for example `parity/logits/max_abs_error`.
@@ -30,8 +37,14 @@ class Check:
     relation: str = "<="
     detail: str = ""
 
+    def __post_init__(self) -> None:
+        if self.relation not in _RELATIONS:
+            raise UsageError(f"unknown relation of check {self.name} ({self.relation!r})", f"Use one of {', '.join(_RELATIONS)}.")
+        if self.passed and not _RELATIONS[self.relation](self.value, self.limit):
+            raise UsageError(f"check {self.name} did not pass ({self.value:.6g} is not {self.relation} {self.limit:.6g})")
+
     def __str__(self) -> str:
-        sign = self.relation if self.passed else {"<=": ">", ">=": "<", "==": "!="}[self.relation]
+        sign = self.relation if self.passed else _OPPOSITES[self.relation]
         return f"{self.name} {self.value:.6g} {sign} {self.limit:.6g}" + (f" ({self.detail})" if self.detail else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -39,8 +52,8 @@ class Check:
         return {
             "name": self.name,
             "passed": self.passed,
-            "value": self.value if isfinite(self.value) else str(self.value),  # JSON has no NaN
-            "limit": self.limit,
+            "value": _json_number(self.value),
+            "limit": _json_number(self.limit),
             "relation": self.relation,
             "detail": self.detail,
         }
@@ -48,7 +61,11 @@ class Check:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Check:
         """The inverse of `to_json`."""
-        return cls(**{**data, "value": float(data["value"])})
+        return cls(**{**data, "value": float(data["value"]), "limit": float(data["limit"])})
+
+
+def _json_number(value: float) -> float | str:
+    return value if isfinite(value) else str(value)  # JSON has no NaN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from registry.certificate import Certificate
 from registry.errors import NotFound, Refused
@@ -47,6 +48,7 @@ def fastest_passing(certificates: Mapping[str, Certificate]) -> str | None:
 
 def _latency_ms(certificate: Certificate) -> float:
     try:
-        return float(certificate.facts["latency"]["batch_1"]["p50_ms"])
-    except (KeyError, TypeError):
-        return float("inf")
+        latency_ms = float(certificate.facts["latency"]["batch_1"]["p50_ms"])
+    except (KeyError, TypeError, ValueError):
+        return inf
+    return latency_ms if latency_ms > 0 else inf  # NaN would win or lose by the order of the names

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from registry.errors import UsageError
 
 PRODUCTION = "production"
+_MAX_VERSION = 2**31 - 1  # what every database of a registry can hold
 
 # TorchServe's model name pattern, within MLflow's (no "/" and ":").
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # Lower case, as MLflow aliases that look like versions ("v1") or "latest" are reserved there.
 _CHANNEL = re.compile(r"(?!latest$)(?!v\d+$)[a-z][a-z0-9_-]{0,49}")
+_VERSION = re.compile(r"[0-9]{1,10}")
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9-]{0,49}")
 
 
@@ -53,7 +55,7 @@ class ModelVersion:
 
     def __post_init__(self) -> None:
         check_model_name(self.model)
-        if self.version < 1:
+        if not 1 <= self.version <= _MAX_VERSION:
             raise UsageError(f"invalid version ({self.version})", "Versions count from 1.")
 
     def __str__(self) -> str:
@@ -85,8 +87,8 @@ def parse_model_ref(text: str) -> ModelVersion | ModelAlias:
     if "@" in bare:
         model, _, channel = bare.partition("@")
         return ModelAlias(model, channel)
-    model, slash, version = bare.partition("/")
-    if not slash or not version.isascii() or not version.isdigit():
+    model, _, version = bare.partition("/")
+    if not _VERSION.fullmatch(version):
         raise UsageError(f"not a model version ({text!r})", "Write MODEL/VERSION, for example digits/3.")
     return ModelVersion(model, int(version))
 

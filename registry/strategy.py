@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import Any
 
 from registry.errors import UsageError
 
 DEFAULT_CANARY = "1%:30s,10%:60s,50%:60s"
-_STEP = re.compile(r"(?P<percent>\d+(\.\d+)?)%:(?P<duration>\d+(\.\d+)?)(?P<unit>s|m|h)")
+_STEP = re.compile(r"(?P<percent>[0-9]+(\.[0-9]+)?)%:(?P<duration>[0-9]+(\.[0-9]+)?)(?P<unit>s|m|h)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -31,7 +32,7 @@ class CanaryStep:
 
     def __post_init__(self) -> None:
         # Envoy's runtime fractions count in steps of 0.0001%.
-        if not 0.0001 <= self.percent < 100 or self.duration_s < 0:
+        if not (0.0001 <= self.percent < 100 and 0 <= self.duration_s < inf):
             raise UsageError(
                 f"invalid canary step ({self})", "Shares lie between 0.0001% and below 100%; the step to 100% is always the last by itself."
             )
@@ -68,6 +69,9 @@ class Strategy:
             raise UsageError(f"canary steps must rise ({', '.join(map(str, self.steps))})", f"For example {DEFAULT_CANARY}.")
         if self.min_samples < 1:
             raise UsageError(f"min_samples must be 1 or more ({self.min_samples})")
+        for name in ("hold_s", "max_error_ratio_increase", "max_slow_ratio"):
+            if not 0 <= getattr(self, name) < inf:
+                raise UsageError(f"{name} must be a number of 0 or more ({getattr(self, name)})")
 
     def to_json(self) -> dict[str, Any]:
         """As stored in the ledger."""
