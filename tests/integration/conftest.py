@@ -10,9 +10,12 @@ import pytest
 from support.live_platform import LivePlatform
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePlatform]:
-    """One platform for all tests of a session; each test uses a model name of its own."""
+    """One platform for all tests of a file; each test uses a model name of its own.
+
+    Not one for all files: every model keeps its workers, and a few dozen of them are too many for two cores.
+    """
     live = LivePlatform(tmp_path_factory.mktemp("platform") / "home")
     live.up()
     try:

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,15 +93,15 @@ class LivePlatform:
         url = f"{self.settings.gateway_url}{path or f'/v2/models/{model}/infer'}"
         return httpx.post(url, content=payload(rows), headers={"content-type": "application/json", **headers}, timeout=30)
 
-    def load(self, model: str, requests_per_s: float = 200.0) -> OpenLoopLoad:
+    def load(self, model: str, requests_per_s: float = 200.0, *, rows: np.ndarray = ROWS) -> OpenLoopLoad:
         """An open-loop load on the model's production channel; see `wrong_answers`."""
         url = f"{self.settings.gateway_url}/v2/models/{model}/infer"
-        return OpenLoopLoad(url=url, payloads=[payload(row[None]) for row in ROWS], requests_per_s=requests_per_s)
+        return OpenLoopLoad(url=url, payloads=[payload(row[None]) for row in rows], requests_per_s=requests_per_s)
 
     def wait_in_sync(self, timeout_s: float = 60) -> None:
-        """Wait until the controller has nothing left to do."""
+        """Wait until the controller is there and has nothing left to do."""
         with self.control() as control:
-            wait_until(lambda: control.status()["in_sync"], timeout_s=timeout_s)
+            wait_until(lambda: control.ready() and control.status()["in_sync"], timeout_s=timeout_s, what="agreement")
 
 
 def payload(rows: np.ndarray) -> bytes:
@@ -129,12 +129,3 @@ def _problem(answer: Answer) -> str:
     expected = expected_logits(ROWS[answer.item][None], weights_seed=int(answer.version))
     got = logits_of(answer.body)
     return "" if np.allclose(got, expected, atol=1e-3) else f"values are not those of version {answer.version}: {got} != {expected}"
-
-
-def seconds(action: Callable[[], Any]) -> float:
-    """How long an action takes."""
-    import time
-
-    started = time.monotonic()
-    action()
-    return time.monotonic() - started
