@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Protocol
 
 import pytest
 
+import registry.ledger_sql
 from registry.errors import Conflict, Corrupt, NotFound, UsageError
 from registry.ledger_sql import SqlLedger
 from registry.ports import LeaseStore, Ledger
@@ -234,6 +236,23 @@ class SqlLedgerContract(LedgerContract):
         ledger = SqlLedger(url)
         yield ledger
         ledger.close()
+
+    def test_of_two_first_opens_at_once_one_makes_the_schema(
+        self, ledger: SqlLedger, other: SqlLedger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        both_inside, make = threading.Barrier(2), registry.ledger_sql._schema.create_all
+        met: list[str] = []
+
+        def wait_for_the_other(connection: object) -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_inside.wait(0.5)  # only ever over in time if the other is let in too
+                met.append("both make the schema")
+            make(connection)  # type: ignore[arg-type]  # as SQLAlchemy's
+
+        monkeypatch.setattr(registry.ledger_sql._schema, "create_all", wait_for_the_other)
+        with ThreadPoolExecutor(2) as pool:
+            assert [opened.result() for opened in (pool.submit(ledger.entries), pool.submit(other.entries))] == [[], []]
+        assert met == []
 
 
 class TestSqliteLedger(SqlLedgerContract):
