@@ -75,16 +75,19 @@ class PlatformUnderTest:
             node.close()
         return {int(engine_version.partition("-")[0]): engine_version for engine_version in found}
 
-    def wait_unloaded(self, timeout_s: float = 120.0) -> int:
-        """Wait until the controller has nothing left to do; a registered version that the node does not hold then.
+    def wait_unloaded(self, version: int | None = None, timeout_s: float = 120.0) -> int:
+        """Wait until the node does not hold the version, or any one of those registered, and the controller is idle; which it is.
 
         Raises:
-            TimedOut: Every version stays loaded.
+            TimedOut: It stays loaded.
         """
+        wanted = self._versions if version is None else {version}
         deadline = time.monotonic() + timeout_s
         with self.control() as control:
-            while not (unloaded := self._versions - self.loaded().keys()) or not control.status()["in_sync"]:
+            while not (unloaded := wanted - self.loaded().keys()) or not control.status()["in_sync"]:
                 if time.monotonic() > deadline:
-                    raise TimedOut(f"every version is still loaded after {timeout_s:g} s", f"Look at {self.settings.logs}.")
+                    raise TimedOut(
+                        f"still loaded after {timeout_s:g} s ({MODEL}/{version or sorted(wanted)})", f"Look at {self.settings.logs}."
+                    )
                 time.sleep(0.1)
         return min(unloaded)

@@ -16,8 +16,7 @@ from registry.errors import ModelwayError
 
 REQUESTS_PER_S = 200.0
 API, COMMAND_LINE = "control API", "command line"
-PROMOTION, LOADING_PROMOTION = "promotion, loaded already", "promotion, loaded first"
-WARM, COLD = "rollback, warm", "rollback, cold"
+PROMOTION, WARM, COLD = "promotion, immediate", "rollback, warm", "rollback, cold"
 _NUM_ROWS = 32
 _WAIT_S = 120.0
 _LISTEN_S = 0.5  # so that each acknowledgement is followed by some 100 requests
@@ -28,7 +27,7 @@ class Trial:
     """One command. Times are those of `time.monotonic`.
 
     Attributes:
-        kind: What it was; warm or loaded already if every node had the version when the controller took the release up.
+        kind: What it was. Only in a warm rollback did the nodes have the version when the controller took the release up.
         version: What serves from the acknowledgement on.
     """
 
@@ -141,8 +140,7 @@ def run(platform: PlatformUnderTest, *, num_warm: int, num_cold: int, say: Calla
             for via in (API, COMMAND_LINE):
                 runner.promote(2, via)
                 runner.roll_back(WARM, 1, via)
-        runner.promote(2, API)
-        runner.promote(3, API)  # 3 is live and 2 kept warm, so that 1 is unloaded; after that it is always one of the three
+        runner.promote(3, API)  # the node keeps two versions, so that from now on there is one to go back to that it has not
         for _ in range(num_cold):
             for via in (API, COMMAND_LINE):
                 version = platform.wait_unloaded()
@@ -157,7 +155,8 @@ class _Runner:
         self._platform, self._control, self._trials, self._say = platform, control, trials, say
 
     def promote(self, version: int, via: str) -> None:
-        """Promote at once."""
+        """Promote at once, a version that the node does not hold any more."""
+        self._platform.wait_unloaded(version)
         body = {"version": version, "strategy": "immediate", "actor": "benchmark"}
         argv = ("promote", f"{MODEL}/{version}", "--strategy", "immediate")
         self._give(PROMOTION, version, via, lambda: self._control.promote(MODEL, body), argv)
@@ -178,12 +177,10 @@ class _Runner:
         if (release["version"], release["status"]) != (version, "live"):
             raise ModelwayError(f"{kind} to {MODEL}/{version} did not go live: {release}", f"Look at {self._platform.settings.logs}.")
         warm = any(event["kind"] == "started" and bool(event["data"].get("warm")) for event in release["events"])
-        if (kind, warm) in ((WARM, False), (COLD, True)):
+        if warm != (kind == WARM):
             raise ModelwayError(
                 f"{kind} to {MODEL}/{version} was {'warm' if warm else 'cold'}", "The measurement would not be what it says."
             )
-        if kind == PROMOTION and not warm:
-            kind = LOADING_PROMOTION
         trial = Trial(kind=kind, via=via, version=version, given_at=given_at, acknowledged_at=acknowledged_at)
         self._trials.append(trial)
         self._say(f"  {kind} to version {version}, {via}: {trial.seconds:.3f} s")

@@ -121,9 +121,8 @@ def _releases(releases: Releases) -> str:
                 ),
                 rows,
             ),
-            f"- *{release_trials.LOADING_PROMOTION}*: immediate, of a version that no worker holds: its archive is checked, loaded, and "
-            "asked its golden set before it takes all traffic at once.\n"
-            f"- *{release_trials.PROMOTION}*: immediate, of a version that is still loaded because it was live before.\n"
+            f"- *{release_trials.PROMOTION}*: of a version that no worker holds: its archive is checked, loaded, and asked its golden set, "
+            "then it takes all traffic at once.\n"
             f"- *{release_trials.WARM}*: back to the previous live version, which is kept loaded.\n"
             f"- *{release_trials.COLD}*: `--to` a version that was unloaded: loaded and asked its golden set before it gets traffic.\n"
             f"- *{release_trials.API}*: from the HTTP call to the answer that the release is live. *{release_trials.COMMAND_LINE}*: the "

@@ -54,7 +54,7 @@ def test_the_engine_alone_was_measured(document: str) -> None:
 
 
 @pytest.mark.parametrize("via", ["control API", "command line"])
-@pytest.mark.parametrize("kind", ["promotion, loaded already", "rollback, warm", "rollback, cold"])
+@pytest.mark.parametrize("kind", ["promotion, immediate", "rollback, warm", "rollback, cold"])
 def test_each_kind_of_release_was_measured(document: str, kind: str, via: str) -> None:
     row = table_row(document, kind, via)
     times, median_s, worst_s, answers, wrong = (number(cell) for cell in row[2:])
