@@ -285,8 +285,9 @@ def test_overload_is_503_with_retry_after(node: UdsServer) -> None:
     with RunningEnvoy(max_active_requests=1, max_pending_requests=1, concurrency=1) as envoy:
         envoy.gateway.apply(live(backend(1, node.socket)))
         statuses = _raw_at_once(envoy, 6)
-    assert statuses.count(200) == 2
-    assert statuses.count(503) == 4
+    # One is answered; a second one waits, unless it comes while the first still waits for its connection.
+    assert statuses.count(200) in (1, 2)
+    assert statuses.count(503) == 6 - statuses.count(200)
 
 
 def _raw_at_once(envoy: RunningEnvoy, num_requests: int) -> list[int]:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from modelway.load import Answer
+from registry.errors import Unavailable
+from registry.mlflow_registry import MlflowRegistry
 from support.live_platform import ROWS, LivePlatform, wrong_answers
 from support.polling import wait_until
 
@@ -102,14 +104,18 @@ def test_a_poisoned_version_never_gets_traffic(platform: LivePlatform, fault: st
 def test_p3_a_rollback_works_with_mlflow_killed(platform: LivePlatform, model: str):
     platform.must("promote", f"{model}/1")
     platform.must("promote", f"{model}/2", "--strategy", "immediate")
+    wait_until(lambda: alias(platform, model) == 2, timeout_s=60, what="the alias at version 2")
     with platform.load(model) as load:
         os.kill(platform.child("mlflow"), signal.SIGKILL)
         platform.must("rollback", model)
     assert wrong_answers(load.answers) == []
     assert platform.ask(model).headers["x-modelway-version"] == "1"
-    with platform.control() as control:
-        wait_until(lambda: _alias(control.status(), model) == 1, timeout_s=60, what="the alias following when MLflow is back")
+    wait_until(lambda: alias(platform, model) == 1, timeout_s=120, what="the alias following when MLflow is back")
 
 
-def _alias(status, model: str) -> int | None:
-    return next(channel["alias"] for channel in status["channels"] if channel["model"] == model)
+def alias(platform: LivePlatform, model: str) -> int | None:
+    """What MLflow itself says; None while it does not answer."""
+    try:
+        return MlflowRegistry(platform.settings.mlflow_url).aliases(model).get("production")
+    except Unavailable:
+        return None
