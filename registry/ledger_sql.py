@@ -18,7 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,8 +117,7 @@ class SqlLedger:
             newest = _newest_release(connection, draft.model, draft.channel)
             if (newest.id if newest is not None else None) != expect:
                 raise release_conflict(draft, expect, newest)
-            values = {field.name: getattr(draft, field.name) for field in fields(ReleaseDraft)}
-            release = Release(**values, id=_num_releases(connection) + 1, replaces=expect, created_at=at)
+            release = draft.numbered(_num_releases(connection) + 1, replaces=expect, at=at)
             _append(connection, head, release)
             return release
 

@@ -12,14 +12,14 @@ is the only state there is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from registry.names import ModelVersion
 from registry.signature import Signature
-from registry.strategy import Strategy
+from registry.strategy import IMMEDIATE, Strategy
 
 
 class ReleaseKind(StrEnum):
@@ -112,6 +112,11 @@ class ReleaseDraft:
             "reason": self.reason,
         }
 
+    def numbered(self, release_id: int, *, replaces: int | None, at: datetime) -> Release:
+        """The release that it becomes with a number, what it replaces, and a time."""
+        values = {field.name: getattr(self, field.name) for field in fields(ReleaseDraft)}
+        return Release(**values, id=release_id, replaces=replaces, created_at=at)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release(ReleaseDraft):
@@ -135,6 +140,11 @@ class Release(ReleaseDraft):
             "replaces": self.replaces,
             "created_at": self.created_at.isoformat(),
         }
+
+    def draft_rollback(self, *, actor: str, reason: str) -> ReleaseDraft:
+        """A rollback to what this release serves."""
+        values = {field.name: getattr(self, field.name) for field in fields(ReleaseDraft)}
+        return ReleaseDraft(**{**values, "kind": ReleaseKind.ROLLBACK, "strategy": IMMEDIATE, "actor": actor, "reason": reason})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Release:

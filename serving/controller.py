@@ -177,9 +177,8 @@ class Controller:
         desired, now = self._view.state(), self._clock()
         channel = desired.get((draft.model, draft.channel))
         newest = max((record.release.id for state in desired.values() for record in state.records), default=0)
-        fields = {name: getattr(draft, name) for name in ReleaseDraft.__dataclass_fields__}
         head = channel.head.release.id if channel is not None and channel.head is not None else None
-        release = Release(**fields, id=newest + 1, replaces=head, created_at=now)
+        release = draft.numbered(newest + 1, replaces=head, at=now)
         return list(preview(fold([release], desired), self.observe(desired), now, self._policy))
 
     def wait_settled(self, model: str, release_id: int, timeout_s: float) -> ReleaseRecord:

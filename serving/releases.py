@@ -131,21 +131,7 @@ class ReleaseService:
         self._view.releases_of(request.model)
         channel = self._view.channel(request.model, request.channel)
         expect = _check_expect(channel, request.expect)
-        target = rollback_target(channel, request.to).release
-        draft = ReleaseDraft(
-            model=target.model,
-            channel=target.channel,
-            version=target.version,
-            variant=target.variant,
-            archive=target.archive,
-            archive_sha256=target.archive_sha256,
-            certificate_sha256=target.certificate_sha256,
-            signature=target.signature,
-            kind=ReleaseKind.ROLLBACK,
-            strategy=IMMEDIATE,
-            actor=request.actor,
-            reason=request.reason,
-        )
+        draft = rollback_target(channel, request.to).release.draft_rollback(actor=request.actor, reason=request.reason)
         return Prepared(draft=draft, existing=_already_promoted(channel, draft), expect=expect)
 
     def decide(self, prepared: Prepared) -> tuple[ReleaseRecord, bool]:

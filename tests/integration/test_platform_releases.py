@@ -38,13 +38,13 @@ def timed(platform: LivePlatform, *arguments: str, version: int) -> Command:
 
 
 def late(answers: Sequence[Answer], commands: Sequence[Command]) -> list[str]:
-    """Answers of another version to requests sent between a command's acknowledgement and the next command."""
+    """Answers of another version to requests that lie between a command's acknowledgement and the next command."""
     ends = [*(command.given_at for command in commands[1:]), float("inf")]
     return [
         f"version {answer.version} {answer.sent_at - command.acknowledged_at:.3f} s after {command.version} was acknowledged"
         for command, end in zip(commands, ends, strict=True)
         for answer in answers
-        if command.acknowledged_at < answer.sent_at < end and answer.version != str(command.version)
+        if command.acknowledged_at < answer.sent_at and answer.done_at < end and answer.version != str(command.version)
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import fields
 from datetime import datetime
 
 from registry.lease_terms import LeaseGrant, check_fence, given_up, grant, renewed
@@ -28,8 +27,7 @@ class MemoryLedger:
             newest = next((r for r in reversed(releases) if (r.model, r.channel) == (draft.model, draft.channel)), None)
             if (newest.id if newest else None) != expect:
                 raise release_conflict(draft, expect, newest)
-            values = {field.name: getattr(draft, field.name) for field in fields(ReleaseDraft)}
-            release = Release(**values, id=len(releases) + 1, replaces=expect, created_at=at)
+            release = draft.numbered(len(releases) + 1, replaces=expect, at=at)
             self._append(release)
             return release
 
