@@ -14,10 +14,11 @@ _NEXT_STEPS = {
     "SQLITE_FULL": "Free some space on its disk.",
     "SQLITE_IOERR": "Check its disk.",
     "28": "Check user and password in MODELWAY_LEDGER_URL.",
-    "3D": "Create the database, or correct its name in MODELWAY_LEDGER_URL.",
+    "3D": "Create the database or the user, or correct MODELWAY_LEDGER_URL.",
     "42501": "Give the database's user the right to create and write tables.",
     "53100": "Free some space on the database server's disk.",
 }
+_REFUSALS = {"password authentication failed": "28", "no pg_hba.conf entry": "28", "does not exist": "3D"}
 _ASK_SERVER = "Check that the database server runs and that MODELWAY_LEDGER_URL is right."
 _ASK_FILE = "Check the file and its directory."
 
@@ -37,6 +38,8 @@ def translate_database_error(error: Exception, ledger: str) -> ModelwayError:
         return Corrupt(f"not a ledger ({ledger}: {text})", _RESTORE)
     if code.startswith(_DAMAGED) or text.startswith(("no such table", "no such column", "has no column")):
         return Corrupt(f"the ledger is damaged ({ledger}: {text})", _RESTORE)
+    # PostgreSQL's driver has no code for a connection that was refused, only the server's words.
+    code = code or next((known for words, known in _REFUSALS.items() if words in text), "")
     known = next((step for prefix, step in _NEXT_STEPS.items() if code.startswith(prefix)), None)
     return Unavailable(f"the ledger cannot be used ({ledger}: {text})", known or (_ASK_SERVER if "://" in ledger else _ASK_FILE))
 

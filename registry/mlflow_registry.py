@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from registry.bundle import Bundle
 from registry.errors import Corrupt, NotFound, Unavailable, UsageError
@@ -204,14 +204,14 @@ class MlflowRegistry:
 
         if not isinstance(error, MlflowException | SQLAlchemyError | OSError):  # requests' errors are OSErrors
             return error
-        reason = " ".join(str(getattr(error, "message", error)).split())[:300]
+        reason = _without_password(" ".join(str(getattr(error, "message", error)).split()))[:300]
         code = getattr(error, "error_code", None)
         if code == _DOES_NOT_EXIST:
             return NotFound(f"MLflow does not have it ({reason})")
         if code == _INVALID:
             return UsageError(f"MLflow does not take it ({reason})")
         return Unavailable(
-            f"MLflow does not answer ({_address(self._uri)}: {reason})",
+            f"MLflow does not answer ({_without_password(self._uri)}: {reason})",
             "Check that it runs (`modelway status`) and that MODELWAY_TRACKING_URI is right.",
         )
 
@@ -268,7 +268,6 @@ def _info(version: MlflowVersion) -> VersionInfo:
     )
 
 
-def _address(uri: str) -> str:
-    """The URI without user and password."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+def _without_password(text: str) -> str:
+    """The text with every URL in it as it is without user and password."""
+    return re.sub(r"//[^/\s]*@", "//", text)
