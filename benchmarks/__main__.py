@@ -1,6 +1,6 @@
 """`make bench`: everything that this project says about speed, measured in one run, side by side.
 
-python -m benchmarks                        takes about 12 minutes, writes docs/performance.md
+python -m benchmarks                        takes about 7 minutes, writes docs/performance.md
 python -m benchmarks --quick [--output F]   a smoke run of a minute, whose figures mean nothing
 """
 
@@ -50,7 +50,7 @@ class Effort:
     settle_s: float
 
 
-FULL = Effort(num_rounds=5, cell_s=5.0, num_warm=10, num_cold=5, num_restarts=3, num_helps=7, settle_s=10.0)
+FULL = Effort(num_rounds=3, cell_s=3.0, num_warm=10, num_cold=5, num_restarts=2, num_helps=7, settle_s=10.0)
 QUICK = Effort(num_rounds=1, cell_s=0.25, num_warm=1, num_cold=1, num_restarts=0, num_helps=1, settle_s=0.0)
 
 
