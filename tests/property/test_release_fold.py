@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from hypothesis import event as observed
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.release import ChannelState, EventKind, Release, ReleaseRecord, Status, fold
@@ -14,6 +14,8 @@ from registry.release import Event as LedgerEvent
 from support.worlds import event, live, release, rollback
 
 Entry = Release | LedgerEvent
+# No time limits: a busy machine breaks no law.
+law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 CHANNELS = (("digits", "production"), ("digits", "staging"), ("iris", "production"))
 STEPS = tuple(kind for kind in EventKind if kind not in (EventKind.LIVE, EventKind.ABORTED))
 
@@ -72,6 +74,7 @@ def ledgers(draw: st.DrawFn, *, stale: bool | None = None) -> list[Entry]:
     return writer.entries
 
 
+@law
 @given(ledgers(), st.data())
 def test_folding_in_parts_is_folding_at_once(entries: list[Entry], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(entries)), max_size=5)))
@@ -84,6 +87,7 @@ def test_folding_in_parts_is_folding_at_once(entries: list[Entry], data: st.Data
     assert state == fold(entries)
 
 
+@law
 @given(ledgers())
 def test_no_entry_is_lost(entries: list[Entry]) -> None:
     records = [record for channel in fold(entries).values() for record in channel.records]
@@ -92,6 +96,7 @@ def test_no_entry_is_lost(entries: list[Entry]) -> None:
         assert list(record.events) == [e for e in entries if isinstance(e, LedgerEvent) and e.release_id == record.release.id]
 
 
+@law
 @given(ledgers())
 def test_at_most_one_release_of_a_channel_is_live(entries: list[Entry]) -> None:
     for channel in fold(entries).values():
@@ -99,12 +104,14 @@ def test_at_most_one_release_of_a_channel_is_live(entries: list[Entry]) -> None:
         assert alive == ([channel.live] if channel.live else [])
 
 
+@law
 @given(ledgers())
 def test_at_most_the_newest_release_of_a_channel_is_in_progress(entries: list[Entry]) -> None:
     for channel in fold(entries).values():
         assert [r for r in channel.records if r.in_progress] == ([channel.candidate] if channel.candidate else [])
 
 
+@law
 @given(ledgers())
 def test_the_live_stack_is_distinct_and_in_the_order_of_going_live(entries: list[Entry]) -> None:
     went_live: dict[int, int] = {}
@@ -117,6 +124,7 @@ def test_the_live_stack_is_distinct_and_in_the_order_of_going_live(entries: list
         observed(f"stack of {min(len(positions), 4)}")
 
 
+@law
 @given(ledgers())
 def test_neighbours_of_the_live_stack_serve_different_archives(entries: list[Entry]) -> None:
     for channel in fold(entries).values():
@@ -126,6 +134,7 @@ def test_neighbours_of_the_live_stack_serve_different_archives(entries: list[Ent
             assert channel.rollback_target.release.archive != channel.live.release.archive
 
 
+@law
 @given(ledgers())
 def test_everything_on_the_live_stack_was_live(entries: list[Entry]) -> None:
     for channel in fold(entries).values():
@@ -134,6 +143,7 @@ def test_everything_on_the_live_stack_was_live(entries: list[Entry]) -> None:
             assert channel.record(release_id).last(EventKind.LIVE) is not None
 
 
+@law
 @given(ledgers())
 def test_rolling_back_until_nothing_is_left_visits_every_archive_of_the_stack_once_from_the_top(entries: list[Entry]) -> None:
     key = CHANNELS[0]
@@ -150,6 +160,7 @@ def test_rolling_back_until_nothing_is_left_visits_every_archive_of_the_stack_on
     assert visited == stack[:-1][::-1]
 
 
+@law
 @given(ledgers(stale=True))
 def test_a_release_finds_one_end(entries: list[Entry]) -> None:
     ends: dict[int, Status] = {}
