@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from hypothesis import event as observed
 from hypothesis import HealthCheck, given, settings
+from hypothesis import event as observed
 from hypothesis import strategies as st
 
 from registry.release import ChannelState, EventKind, Release, ReleaseRecord, Status, fold
