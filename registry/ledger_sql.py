@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -36,6 +37,7 @@ from registry.release import Event, Release, ReleaseDraft
 
 SCHEMA_VERSION = 1
 _SCHEMA_LOCK = 7_042_681_193  # PostgreSQL advisory lock of first opens; any number that is ours
+_LOCK_RETRY_S = 0.01
 _WRITES = "modelway_writes"
 
 _schema = sa.MetaData()
@@ -252,7 +254,7 @@ def _sqlite_engine(url: URL, timeout_s: float) -> sa.Engine:
     @sa_event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # transactions begin where `begin` below says, not where sqlite3 guesses
-        connection.execute("PRAGMA journal_mode=WAL")  # readers do not block the writer; kept in the file
+        _use_write_ahead_log(connection, timeout_s)
         connection.execute("PRAGMA synchronous=FULL")  # a commit is on disk when it returns
 
     @sa_event.listens_for(engine, "begin")
@@ -261,6 +263,23 @@ def _sqlite_engine(url: URL, timeout_s: float) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
 
     return engine
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection, timeout_s: float) -> None:
+    """Readers do not block the writer then; the mode is kept in the file.
+
+    Two first opens that both change the mode could wait for each other for ever, so SQLite fails one of them at once,
+    whatever its busy timeout: that one tries again.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_LOCK_RETRY_S)
 
 
 def _postgresql_engine(url: URL, timeout_s: float) -> sa.Engine:
