@@ -56,8 +56,8 @@ class RunningNode:
         return self._process
 
     def worker_pids(self) -> list[int]:
-        """Processes of its workers."""
-        return [child.pid for child in psutil.Process(self.process.pid).children() if "model_service_worker" in " ".join(child.cmdline())]
+        """Processes of its workers that live."""
+        return [child.pid for child in psutil.Process(self.process.pid).children() if "model_service_worker" in _command_line(child)]
 
     def kill(self) -> None:
         """SIGKILL of the front and all workers, as the supervisor's last resort does."""
@@ -103,3 +103,10 @@ def make_archive(
         Path(tempfile.mkdtemp(dir=root)) / "bundle", version=model_version, weights_seed=version, variants=(variant,), fault=fault
     )
     return build_archive(bundle, variant, model_version, root / "archives", RuntimeOptions(max_rows=max_rows))
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just died
+        return ""
