@@ -8,6 +8,7 @@ one answer of them is not finite     that one gets a 500
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,35 +26,44 @@ _Job = tuple[int, Decoded]
 
 
 class Core:
-    """Answers batches of requests with one loaded model. Not thread-safe: a worker runs one batch at a time."""
+    """Answers requests with one loaded model. Safe for threads: the model runs one batch at a time."""
 
     def __init__(self, model: ModelInfo, backend: Backend, *, check_finite: bool = True) -> None:
         self._model = model
         self._backend = backend
         self._check_finite = check_finite
+        self._running = threading.Lock()
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that one run may have."""
+        return self._model.max_rows
 
     def handle(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer per request, in order. Never raises for what a request or the model does."""
+        decoded = [self.decode(headers, body) for headers, body in requests]
+        answers = iter(self.run([request for request in decoded if isinstance(request, Decoded)]))
+        return [next(answers) if isinstance(request, Decoded) else request for request in decoded]
+
+    def decode(self, headers: Headers, body: memoryview | bytes | bytearray) -> Decoded | Answer:
+        """What a request asks of the model, or its answer if it needs none or asks for something wrong. Never raises."""
+        try:
+            return decode(self._model, headers, memoryview(body))
+        except RequestError as error:
+            return error_answer(error)
+
+    def run(self, requests: Sequence[Decoded]) -> list[Answer]:
+        """One answer per request, in order. Never raises for what the model does."""
         answers: list[Answer | None] = [None] * len(requests)
-        jobs: list[_Job] = []
-        for index, (headers, body) in enumerate(requests):
-            try:
-                decoded = decode(self._model, headers, memoryview(body))
-            except RequestError as error:
-                answers[index] = error_answer(error)
-                continue
-            if isinstance(decoded, Answer):
-                answers[index] = decoded
-            else:
-                jobs.append((index, decoded))
-        for group in _groups(jobs, self._model.max_rows):
+        for group in _groups(list(enumerate(requests)), self._model.max_rows):
             self._run(group, answers)
         assert all(answer is not None for answer in answers)
         return [answer for answer in answers if answer is not None]
 
     def _run(self, group: Sequence[_Job], answers: list[Answer | None]) -> None:
         try:
-            outputs = self._execute(_batch([decoded for _, decoded in group]))
+            with self._running:
+                outputs = self._execute(_batch([decoded for _, decoded in group]))
         except Exception as error:  # a model may raise anything, and only the requests that make it do so may suffer
             if len(group) > 1:
                 for job in group:
