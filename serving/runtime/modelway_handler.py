@@ -37,6 +37,7 @@ class ModelwayHandler:
             status.failed(reason or type(error).__name__)
             # The reason is in the log line above; TorchServe prints a chain of tracebacks twice.
             raise RuntimeError(f"refused to serve {engine_version}: {reason}") from None
+        importlib.import_module(f"{_RUNTIME}.torchserve_reader").install()
         status.ready()
         # TorchServe's worker logs several lines per request at INFO, each of which costs as much as a small model.
         logging.getLogger().setLevel(logging.WARNING)

@@ -362,3 +362,14 @@ def test_a_worker_that_dies_at_load_without_a_word_is_failed_too(running: Runnin
     assert "without a word" in running.detail(victim)
     assert_serves(running, archive, 1)
     running.node.unregister("digits", victim.engine_version)
+
+
+def test_workers_read_their_socket_in_large_pieces(running: RunningNode, archive: Archive) -> None:
+    """The reader is in place on the real node, and a body of many pieces arrives whole."""
+    rows = np.arange(4 * 1024, dtype=np.float32).reshape(1024, 4)
+    status, body = running.node.infer("digits", archive.engine_version, json.dumps(rows.tolist()).encode(), {}, 20.0)
+    assert status == 200
+    np.testing.assert_allclose(json.loads(body), expected_logits(rows, weights_seed=1), rtol=1e-4)
+    # A worker that waits for a request is in recv of a large piece, and not in one of a single byte.
+    pid = running.worker_pids()[0]
+    wait_until(lambda: int(Path(f"/proc/{pid}/syscall").read_text().split()[3], 16) >= 1 << 17, 10, "a read of a large piece")
