@@ -204,8 +204,8 @@ def test_inputs_must_have_equally_many_rows() -> None:
         (json.dumps(v2(ROWS, shape=[-2, 4])).encode(), V2, "non-negative"),
         (json.dumps(v2(ROWS, shape=[2.0, 4])).encode(), V2, "non-negative"),
         (json.dumps(v2(ROWS, shape=[True, 4])).encode(), V2, "non-negative"),
-        (json.dumps(v2(ROWS, shape=[2**62, 4])).encode(), V2, "data is nested as [2, 4]"),
-        (json.dumps(v2([1.0], shape=[2**62, 4])).encode(), V2, "needs 18446744073709551616 values, got 1"),
+        (json.dumps(v2(ROWS, shape=[3, 4])).encode(), V2, "shape says [3, 4], data is nested as [2, 4]"),
+        (json.dumps(v2([1.0], shape=[64, 4])).encode(), V2, "shape [64, 4] needs 256 values, got 1"),
         (json.dumps(v2(ROWS, shape=[10**30, 4])).encode(), V2, ""),
         (json.dumps(v2(ROWS, shape=[0, 4])).encode(), V2, "is empty"),
         (json.dumps(v2([], shape=[0, 4])).encode(), V2, "is empty"),
@@ -265,6 +265,8 @@ def test_too_many_rows_are_refused_with_413() -> None:
     answer = ask([[0, 0, 0, 0]] * 65)
     assert (answer.status, json.loads(answer.body)["error"]) == (413, "too many rows: at most 64 a request, got 65")
     assert ask([[0, 0, 0, 0]] * 64).status == 200
+    for claimed in (2**62, 2**63 - 1):
+        assert ask(v2([1.0], shape=[claimed, 4]), V2).status == 413
 
 
 @pytest.mark.parametrize(
@@ -404,7 +406,7 @@ def test_a_failing_batch_runs_one_by_one_and_only_the_culprit_gets_500() -> None
     answers = core(backend).handle([({}, json.dumps([[first, 0, 0, 0]]).encode()) for first in (1, -666, 2)])
     assert [answer.status for answer in answers] == [200, 500, 200]
     assert backend.batches == [3, 1, 1, 1]
-    assert json.loads(answers[1].body) == {"error": "the model failed on this request (RuntimeError)"}
+    assert json.loads(answers[1].body)["error"].startswith("the model failed on this request (RuntimeError); error id ")
 
 
 def test_a_non_finite_output_can_be_let_through() -> None:

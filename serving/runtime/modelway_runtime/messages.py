@@ -1,0 +1,120 @@
+"""What the protocols have in common: the model that is asked, a valid request, an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import NamedTuple
+
+from .errors import RequestError
+from .jsons import dumps
+from .tensors import Array, Spec
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
+REQUEST_ID_HEADER = "x-request-id"
+
+Headers = Mapping[str, str]  # names in lower case
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a protocol needs to know of the model.
+
+    Attributes:
+        max_rows: Rows that one request, and one run, may have.
+        transforms: Content type -> what makes the model's inputs of a body of that type; see `negotiation.Transform`.
+    """
+
+    name: str
+    version: str
+    inputs: tuple[Spec, ...]
+    outputs: tuple[Spec, ...]
+    max_rows: int
+    transforms: Mapping[str, Callable[[ModelInfo, memoryview], tuple[Array, ...]]] = field(default_factory=dict)
+
+    @cached_property
+    def inputs_by_name(self) -> Mapping[str, Spec]:
+        """Input name -> spec."""
+        return {spec.name: spec for spec in self.inputs}
+
+    @cached_property
+    def outputs_by_name(self) -> Mapping[str, Spec]:
+        """Output name -> spec."""
+        return {spec.name: spec for spec in self.outputs}
+
+    @cached_property
+    def v2_head(self) -> bytes:
+        """How each of the model's v2 answers begins."""
+        return dumps({"model_name": self.name, "model_version": self.version})[:-1]
+
+
+class Answer(NamedTuple):
+    """One HTTP answer."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: Mapping[str, str] = _NO_HEADERS
+
+
+class Decoded(NamedTuple):
+    """A valid request.
+
+    Attributes:
+        inputs: Arrays in the order of the signature, all with the same number of rows. Whether their numbers are
+            finite is checked once for the whole batch, by the core.
+        encode: Output name -> array, in the order of the signature, to the answer.
+        request_id: The gateway's id of the request; what the log of a failure calls it. May be empty.
+    """
+
+    inputs: tuple[Array, ...]
+    encode: Callable[[Mapping[str, Array]], Answer]
+    request_id: str = ""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch that this request brings."""
+        return int(self.inputs[0].shape[0])
+
+
+Decoder = Callable[[ModelInfo, Headers, memoryview], "Decoded | Answer"]
+
+
+def error_answer(error: RequestError) -> Answer:
+    """The answer to a request that cannot be answered otherwise."""
+    return Answer(error.status, dumps({"error": error.message}))
+
+
+def complete(model: ModelInfo, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
+    """The arrays in the signature's order. Raises RequestError unless they are all of them, with equally many, acceptable rows."""
+    missing = [spec.name for spec in model.inputs if spec.name not in arrays]
+    if missing:
+        raise RequestError(400, f"missing input {', '.join(missing)}; expected {names(model.inputs)}")
+    ordered = tuple([arrays[spec.name] for spec in model.inputs])
+    num_rows = ordered[0].shape[0]
+    if len(ordered) > 1 and any(array.shape[0] != num_rows for array in ordered):
+        counts = sorted({array.shape[0] for array in ordered})
+        raise RequestError(400, f"inputs differ in their number of rows ({', '.join(map(str, counts))})")
+    check_rows(model, num_rows)
+    return ordered
+
+
+def check_rows(model: ModelInfo, num_rows: int) -> None:
+    """Raise RequestError 413 for more rows than a request may have."""
+    if num_rows > model.max_rows:
+        raise RequestError(413, f"too many rows: at most {model.max_rows} a request, got {num_rows if num_rows < 1 << 63 else 'more'}")
+
+
+def unknown(side: str, specs: tuple[Spec, ...]) -> str:
+    """What to say of a tensor name that the signature lacks."""
+    return f"unknown {side} name; expected {names(specs)}"
+
+
+def names(specs: tuple[Spec, ...]) -> str:
+    """The names of tensors, for a message."""
+    return ", ".join(spec.name for spec in specs)

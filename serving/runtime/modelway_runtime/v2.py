@@ -1,0 +1,200 @@
+"""Open Inference Protocol v2 over REST: JSON, the binary tensor extension, and Triton's raw requests.
+
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+
+Wider than Triton in one thing: FP16 and BF16 may also be JSON numbers, rounded to the nearest value, ties to even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import RequestError
+from .jsons import dumps, parse
+from .messages import (
+    BINARY,
+    JSON_LENGTH_HEADER,
+    REQUEST_ID_HEADER,
+    Answer,
+    Decoded,
+    Headers,
+    ModelInfo,
+    check_rows,
+    complete,
+    unknown,
+)
+from .negotiation import transform_of, wants_binary
+from .tensors import Array, Spec, check_shape, from_bytes, from_json, to_bytes, to_json
+
+_MAX_ID_CHARS = 256
+_NO_PARAMETERS: Mapping[str, Any] = {}
+# Extensions that change what a request means; to ignore them would be to answer another question.
+_UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
+
+Wanted = Sequence[tuple[Spec, bool]]  # outputs to answer with, and whether each goes as binary data
+
+
+def decode_v2_ready(model: ModelInfo, headers: Headers, body: memoryview) -> Answer:
+    """The readiness of a version: a worker that answers is ready."""
+    return Answer(200, dumps({"name": model.name, "version": model.version, "ready": True}))
+
+
+def decode_v2_infer(model: ModelInfo, headers: Headers, body: memoryview) -> Decoded:
+    """An inference request. Raises RequestError 4xx."""
+    request_id = headers.get(REQUEST_ID_HEADER, "")
+    length = headers.get(JSON_LENGTH_HEADER.lower())
+    transform = transform_of(model, headers)
+    if transform is None and length == "0":
+        raise RequestError(400, f"{JSON_LENGTH_HEADER} is 0, which needs the content-type {BINARY}")
+    if transform is not None:
+        wanted = [(spec, wants_binary(headers, default=True)) for spec in model.outputs]
+        return Decoded(complete_inputs(model, transform(model, body)), lambda outputs: encode_v2(model, None, wanted, outputs), request_id)
+    text, binary = _split_binary(length, body)
+    document = parse(text)
+    request = document.value
+    if type(request) is not dict:
+        raise RequestError(400, "expected a JSON object")
+    correlation = request.get("id")
+    if correlation is not None and not (type(correlation) is str and len(correlation) <= _MAX_ID_CHARS):
+        raise RequestError(400, f"id must be a string of at most {_MAX_ID_CHARS} characters")
+    all_binary = _flag(_parameters(request, "request"), "binary_data_output")
+    if all_binary is None:
+        all_binary = wants_binary(headers)
+    asked = v2_wanted(model, request.get("outputs"), all_binary=all_binary)
+    inputs = _v2_inputs(model, request.get("inputs"), binary, literals=document.literals)
+    return Decoded(inputs, lambda outputs: encode_v2(model, correlation, asked, outputs), request_id)
+
+
+def complete_inputs(model: ModelInfo, inputs: Sequence[Array]) -> tuple[Array, ...]:
+    """A transform's arrays, held against the number of rows that a request may have."""
+    return complete(model, {spec.name: array for spec, array in zip(model.inputs, inputs, strict=True)})
+
+
+def _v2_inputs(model: ModelInfo, entries: Any, binary: memoryview, *, literals: bool) -> tuple[Array, ...]:
+    """The tensors of the request, each of its JSON data or of the next bytes of the binary part."""
+    arrays: dict[str, Array] = {}
+    offset = 0
+    for name, entry in _by_name("inputs", entries).items():
+        spec = model.inputs_by_name.get(name)
+        if spec is None:
+            raise RequestError(400, unknown("input", model.inputs))
+        shape = check_v2_tensor(model, spec, entry.get("datatype"), entry.get("shape"))
+        size = _binary_size(entry, name)
+        if size is None:
+            arrays[name] = from_json(spec, entry.get("data"), shape=shape, literals=literals)
+            continue
+        if "data" in entry:
+            raise RequestError(400, f"input {name}: has both data and binary_data_size")
+        if offset + size > len(binary):
+            raise RequestError(400, f"input {name}: binary_data_size {_short(size)} is more than the {len(binary) - offset} bytes left")
+        arrays[name] = from_bytes(spec, binary[offset : offset + size], shape=shape)
+        offset += size
+    if offset != len(binary):
+        raise RequestError(400, f"{len(binary) - offset} bytes of binary data belong to no input")
+    return complete(model, arrays)
+
+
+def check_v2_tensor(model: ModelInfo, spec: Spec, datatype: Any, shape: Any) -> list[int]:
+    """What a request says of an input, checked against the signature; returns the shape. Raises RequestError 4xx."""
+    if datatype != spec.datatype:
+        got = datatype if isinstance(datatype, str) and len(datatype) <= 10 else "something else"
+        raise RequestError(400, f"input {spec.name}: expected datatype {spec.datatype}, got {got}")
+    if type(shape) is not list:
+        raise RequestError(400, f"input {spec.name}: expected a shape like {list(spec.shape)}, got none")
+    check_shape(spec, shape)
+    check_rows(model, shape[0])
+    return shape
+
+
+def v2_wanted(model: ModelInfo, entries: Any, *, all_binary: bool) -> Wanted:
+    """The outputs that the request asks for, in its order; all of them if it asks for none. Raises RequestError 400."""
+    if not entries and (entries is None or type(entries) is list):
+        return [(spec, all_binary) for spec in model.outputs]
+    wanted = []
+    for name, entry in _by_name("outputs", entries).items():
+        spec = model.outputs_by_name.get(name)
+        if spec is None:
+            raise RequestError(400, unknown("output", model.outputs))
+        binary = _flag(_parameters(entry, f"output {name}"), "binary_data")
+        wanted.append((spec, all_binary if binary is None else binary))
+    return wanted
+
+
+def encode_v2(model: ModelInfo, correlation: str | None, wanted: Wanted, outputs: Mapping[str, Array]) -> Answer:
+    """The answer; written piece by piece, because most of it is the same each time. Binary data follows in the order of the entries."""
+    parts = [model.v2_head]
+    blobs: list[bytes] = []
+    if correlation is not None:
+        parts.append(b',"id":' + dumps(correlation))
+    separator = b',"outputs":['
+    for spec, binary in wanted:
+        array = outputs[spec.name]
+        shape = ",".join(map(str, array.shape))
+        if binary:
+            blob = to_bytes(spec, array)
+            parts.append(b'%b%b[%b],"parameters":{"binary_data_size":%d}}' % (separator, spec.v2_head, shape.encode(), len(blob)))
+            blobs.append(blob)
+        else:
+            data = dumps(to_json(spec, array.reshape(-1)))
+            parts.append(b'%b%b[%b],"data":%b}' % (separator, spec.v2_head, shape.encode(), data))
+        separator = b","
+    parts.append(b"]}")
+    if not blobs:
+        return Answer(200, b"".join(parts))
+    text_length = sum(map(len, parts))
+    return Answer(200, b"".join(parts + blobs), BINARY, {JSON_LENGTH_HEADER: str(text_length)})
+
+
+def _split_binary(length: str | None, body: memoryview) -> tuple[memoryview, memoryview]:
+    if length is None:
+        return body, body[len(body) :]
+    if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= len(body)):
+        raise RequestError(400, f"{JSON_LENGTH_HEADER} must be at most the body's {len(body)} bytes")
+    return body[: int(length)], body[int(length) :]
+
+
+def _binary_size(entry: Mapping[str, Any], name: str) -> int | None:
+    size = _parameters(entry, f"input {name}").get("binary_data_size")
+    if size is not None and (type(size) is not int or size < 0):
+        raise RequestError(400, f"input {name}: binary_data_size must be a non-negative integer")
+    return size
+
+
+def _parameters(owner: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Parameters of a request or a tensor; unknown ones are let pass."""
+    parameters = owner.get("parameters")
+    if parameters is None:
+        return _NO_PARAMETERS
+    if type(parameters) is not dict:
+        raise RequestError(400, f"{where}: parameters must be an object")
+    for name in _UNSUPPORTED:
+        if parameters.get(name):
+            raise RequestError(400, f"{where}: the parameter {name} is not supported")
+    return parameters
+
+
+def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
+    value = parameters.get(name)
+    if value is not None and type(value) is not bool:
+        raise RequestError(400, f"{name} must be true or false")
+    return value
+
+
+def _by_name(key: str, entries: Any) -> Mapping[str, dict[str, Any]]:
+    if type(entries) is not list or not entries:
+        raise RequestError(400, f'"{key}" must be an array of objects with a "name"')
+    by_name: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        name = entry.get("name") if type(entry) is dict else None
+        if type(name) is not str:
+            raise RequestError(400, f'"{key}" must be an array of objects with a "name"')
+        if name in by_name:
+            raise RequestError(400, f'"{key}" names a tensor twice')
+        by_name[name] = entry
+    return by_name
+
+
+def _short(size: int) -> str:
+    return str(size) if size < 1 << 63 else "beyond 64 bits"
