@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from registry.errors import UsageError
+from serving.runtime.modelway_runtime import sockets
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its final zero
 # Tokens have no renewal that keeps the old one alive, so they must not expire before the process ends: a century.
@@ -60,7 +61,8 @@ class TorchServeConfig:
         for path in (self.directory, self.socket_dir, self.log_file):
             if not path.is_absolute():
                 raise UsageError(f"paths of node {self.name} must be absolute ({path})")
-        longest = max((*self.sockets, self.java_tmp / _WORKER_SOCKET), key=lambda path: len(str(path).encode()))
+        worker_sockets = (self.java_tmp / _WORKER_SOCKET, self.worker_socket_dir / sockets.LONGEST_NAME)
+        longest = max((*self.sockets, *worker_sockets), key=lambda path: len(str(path).encode()))
         length = len(str(longest).encode())
         if length > MAX_SOCKET_PATH_BYTES:
             raise UsageError(
@@ -93,6 +95,11 @@ class TorchServeConfig:
     def sockets(self) -> tuple[Path, Path, Path]:
         """All sockets of the front."""
         return (self.inference_socket, self.management_socket, self.metrics_socket)
+
+    @property
+    def worker_socket_dir(self) -> Path:
+        """Where each worker opens a socket of its own; see `serving.runtime.modelway_runtime.sockets`."""
+        return self.socket_dir / "w"
 
     @property
     def java_tmp(self) -> Path:

@@ -7,6 +7,7 @@ file that other instances share.
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import socket
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 from registry.bundle import write_durably
 from registry.errors import Unavailable, UsageError
 from serving.process import ProcessSpec
-from serving.runtime.modelway_runtime.status import DIRECTORY_VARIABLE
+from serving.runtime.modelway_runtime import sockets, status
+from serving.runtime.modelway_runtime.listener import LIMITS_VARIABLE
 from serving.torchserve.config import TorchServeConfig, render_log4j, render_properties
 
 _STOP_TIMEOUT_S = 20.0
@@ -33,6 +35,7 @@ def prepare(config: TorchServeConfig) -> None:
     directories = (
         config.directory,
         config.socket_dir,
+        config.worker_socket_dir,
         config.tmp_dir,
         config.model_store,
         config.work_dir,
@@ -44,7 +47,7 @@ def prepare(config: TorchServeConfig) -> None:
         _remove_leftovers(config)
         for directory in directories:
             directory.mkdir(parents=True, exist_ok=True)
-        for private in (config.directory, config.socket_dir, config.work_dir):
+        for private in (config.directory, config.socket_dir, config.worker_socket_dir, config.work_dir):
             private.chmod(0o700)
         for partial in config.model_store.glob(".*.partial"):
             partial.unlink()
@@ -58,7 +61,7 @@ def prepare(config: TorchServeConfig) -> None:
 def _remove_leftovers(config: TorchServeConfig) -> None:
     for leftover in (*config.sockets, config.java_tmp, config.key_file):
         leftover.unlink(missing_ok=True)
-    for transient in (config.tmp_dir, config.status_dir):
+    for transient in (config.tmp_dir, config.status_dir, config.worker_socket_dir):
         shutil.rmtree(transient, ignore_errors=True)
 
 
@@ -97,7 +100,7 @@ def process(config: TorchServeConfig) -> ProcessSpec:
         env=_environment(config),
         log=config.log_file,
         stop_timeout_s=_STOP_TIMEOUT_S,
-        owned_paths=(*config.sockets, config.java_tmp, config.tmp_dir, config.status_dir, config.key_file),
+        owned_paths=(*config.sockets, config.java_tmp, config.tmp_dir, config.status_dir, config.worker_socket_dir, config.key_file),
     )
 
 
@@ -116,7 +119,16 @@ def _environment(config: TorchServeConfig) -> dict[str, str]:
         "PYTHONNOUSERSITE": "1",
         "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.32 reports to its vendor by default; later ones read the other name
         "ORT_TELEMETRY_DISABLED": "1",
-        DIRECTORY_VARIABLE: str(config.status_dir),
+        status.DIRECTORY_VARIABLE: str(config.status_dir),
+        sockets.DIRECTORY_VARIABLE: str(config.worker_socket_dir),
+        LIMITS_VARIABLE: json.dumps(
+            {
+                "batch_size": config.batch_size,
+                "queue_size": config.job_queue_size,
+                "body_bytes": config.max_request_bytes,
+                "hang_s": config.response_timeout_s,
+            }
+        ),
         **config.extra_env,
     }
 

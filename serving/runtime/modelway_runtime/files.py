@@ -23,6 +23,11 @@ DIGEST_CHARS = 12
 _CHUNK_BYTES = 1 << 20
 
 
+def engine_version(root: Path) -> str:
+    """What an unpacked archive must be called, by its manifest. Raises LoadError."""
+    return _manifest(root)[1]
+
+
 def check(root: Path, engine_version: str) -> dict[str, Any]:
     """Check every file of an unpacked archive; return the manifest.
 
@@ -32,13 +37,8 @@ def check(root: Path, engine_version: str) -> dict[str, Any]:
     Raises:
         LoadError: Naming the first file that is missing, extra, a link, truncated or changed.
     """
-    try:
-        content = (root / MANIFEST).read_bytes()
-        manifest: dict[str, Any] = json.loads(content)
-        files = dict(manifest["files"])
-        expected = f"{manifest['version']}-{manifest['variant']}-{hashlib.sha256(content).hexdigest()[:DIGEST_CHARS]}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LoadError(f"unreadable {MANIFEST} ({error})") from error
+    manifest, expected = _manifest(root)
+    files = dict(manifest["files"])
     if engine_version != expected:
         raise LoadError(f"wrong digest of {MANIFEST} (engine version {engine_version}, content {expected})")
     found = _files(root) - {MANIFEST, MAR_MANIFEST}
@@ -51,6 +51,18 @@ def check(root: Path, engine_version: str) -> dict[str, Any]:
         if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
             raise LoadError(f"wrong digest of a file in the archive ({name})")
     return manifest
+
+
+def _manifest(root: Path) -> tuple[dict[str, Any], str]:
+    """The manifest, and the engine version that follows from it."""
+    try:
+        content = (root / MANIFEST).read_bytes()
+        manifest: dict[str, Any] = json.loads(content)
+        dict(manifest["files"])
+        digest = hashlib.sha256(content).hexdigest()[:DIGEST_CHARS]
+        return manifest, f"{manifest['version']}-{manifest['variant']}-{digest}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(f"unreadable {MANIFEST} ({error})") from error
 
 
 def _files(root: Path) -> set[str]:

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from .sockets import worker_slot
 
 DIRECTORY_VARIABLE = "MODELWAY_WORKER_STATUS_DIR"
 LOADING, READY, FAILED = "loading", "ready", "failed"
@@ -35,13 +36,11 @@ class WorkerStatus:
 
     @classmethod
     def of_this_process(cls, model: str, engine_version: str) -> WorkerStatus:
-        """Named by the environment and by the slot in the worker's own arguments (`--sock-name .../.ts.sock.9000`)."""
+        """Named by the environment and by the worker's slot."""
         directory = os.environ.get(DIRECTORY_VARIABLE)
         if not directory:
             return cls(None)
-        socket_name = sys.argv[sys.argv.index("--sock-name") + 1] if "--sock-name" in sys.argv[:-1] else ""
-        slot = socket_name.rpartition(".")[2] or str(os.getpid())
-        return cls(Path(directory) / model / engine_version / f"{slot}.json")
+        return cls(Path(directory) / model / engine_version / f"{worker_slot()}.json")
 
     def loading(self) -> None:
         """The process begins to load."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,20 @@ from .protocols import PROTOCOL_HEADER, ModelInfo
 from .tensors import Array, Spec
 
 
-def load(root: Path, engine_version: str, gpu_id: int | None = None) -> Core:
+def load(root: Path, engine_version: str, gpu_id: int | None = None, num_threads: int | None = None) -> Core:
     """Load an unpacked archive and return what answers its requests.
+
+    Args:
+        num_threads: Threads of one run; None takes what the archive says.
 
     Raises:
         LoadError: One line that says why the archive must not serve: a file that is not what the manifest says, a
             provider that is not there, golden outputs outside of their tolerance, or what the engine said.
     """
     manifest = files.check(root, engine_version)
-    options: Mapping[str, Any] = manifest["options"]
+    options: dict[str, Any] = dict(manifest["options"])
+    if num_threads is not None:
+        options["intra_op_threads"] = num_threads
     signature = json.loads((root / files.SIGNATURE).read_text())
     model = ModelInfo(
         name=str(manifest["model"]),
