@@ -128,7 +128,7 @@ def _error_of(response: httpx.Response) -> ModelwayError:
 
 
 def _encode(name: str, array: Array) -> dict[str, Any]:
-    datatype = PROTOCOL_DTYPES.get(array.dtype.name)
+    datatype = "BYTES" if array.dtype.kind in "OU" else PROTOCOL_DTYPES.get(array.dtype.name)
     if datatype is None:
         raise UsageError(f"input {name} has a dtype that the protocol lacks ({array.dtype})", f"Use one of {', '.join(PROTOCOL_DTYPES)}.")
     return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.ravel().tolist()}

@@ -12,7 +12,8 @@ from typing import Any
 
 from registry.errors import UsageError
 
-# Protocol name -> numpy dtype name. BYTES and BF16 have no numpy equivalent and come with the data plane's issue.
+# Protocol name -> numpy dtype name. numpy has no bfloat16: BF16 is float32 here and is rounded on the wire. BYTES are
+# object arrays of `str`: the engines' strings are UTF-8 text.
 NUMPY_DTYPES: Mapping[str, str] = {
     "BOOL": "bool",
     "UINT8": "uint8",
@@ -26,8 +27,11 @@ NUMPY_DTYPES: Mapping[str, str] = {
     "FP16": "float16",
     "FP32": "float32",
     "FP64": "float64",
+    "BF16": "float32",
+    "BYTES": "object",
 }
-PROTOCOL_DTYPES: Mapping[str, str] = {numpy: protocol for protocol, numpy in NUMPY_DTYPES.items()}
+# The way back: what an array of that dtype is called.
+PROTOCOL_DTYPES: Mapping[str, str] = {numpy: protocol for protocol, numpy in NUMPY_DTYPES.items() if protocol != "BF16"}
 
 
 @dataclass(frozen=True, slots=True)

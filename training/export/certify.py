@@ -54,6 +54,8 @@ class Reference:
 
     def peak(self, output: str) -> float:
         """Largest absolute finite value of an output; 0 if it has none."""
+        if self.outputs[output].dtype.kind in "OU":  # texts are equal or not
+            return 0.0
         values = np.abs(self.outputs[output].astype(np.float64))
         return float(values[np.isfinite(values)].max(initial=0.0))
 
@@ -237,6 +239,8 @@ def _errors(found: Array, expected: Array) -> Array:
     """Absolute differences in float64; infinite where the shapes do not even fit."""
     if found.shape != expected.shape:
         return np.full(1, np.inf)
+    if found.dtype.kind in "OU" or expected.dtype.kind in "OU":
+        return np.where(found.astype(object) == expected.astype(object), 0.0, np.inf)
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, which fails its check
         return np.abs(found.astype(np.float64) - expected.astype(np.float64))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,11 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .datatypes import from_bf16, to_bf16
 from .errors import LoadError
 from .tensors import Array, Spec
 
 ONNX_FILE = "model/model.onnx"
 TORCHSCRIPT_FILE = "model/model.pt"
+_ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 
 class Backend(Protocol):
@@ -53,11 +57,40 @@ class OnnxBackend:
                 raise LoadError(f"the model's {side}s are {[n.name for n in nodes]}, the signature's {[s.name for s in specs]}")
         self._inputs = [spec.name for spec in inputs]
         self._outputs = [spec.name for spec in outputs]
+        self._ort_value: Any = ort.OrtValue
+        bf16 = {node.name for node in (*self._session.get_inputs(), *self._session.get_outputs()) if node.type == "tensor(bfloat16)"}
+        self._bf16 = bf16 & {*self._inputs, *self._outputs}
 
     def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
         """See `Backend`."""
+        if self._bf16:
+            return self._run_bf16(inputs)
         results = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
         return dict(zip(self._outputs, results, strict=True))
+
+    def _run_bf16(self, inputs: Sequence[Array]) -> dict[str, Array]:
+        """For a model with bfloat16 at its border, which numpy cannot name: float32 outside, its upper half inside."""
+        feeds = {}
+        for name, array in zip(self._inputs, inputs, strict=True):
+            if name in self._bf16:
+                feeds[name] = self._ort_value.ortvalue_from_numpy_with_onnx_type(to_bf16(array), _ONNX_BFLOAT16)
+            else:
+                feeds[name] = self._ort_value.ortvalue_from_numpy(np.ascontiguousarray(array))
+        results = self._session.run_with_ort_values(self._outputs, feeds)
+        return {
+            name: _from_bf16_value(value) if name in self._bf16 else value.numpy()
+            for name, value in zip(self._outputs, results, strict=True)
+        }
+
+
+def _from_bf16_value(value: Any) -> Array:
+    """The float32 values of a bfloat16 tensor of ONNX Runtime in the machine's own memory, which it gives out by address only."""
+    shape = tuple(value.shape())
+    num_values = math.prod(shape)
+    if num_values == 0:
+        return np.zeros(shape, np.float32)
+    bits = np.ctypeslib.as_array((ctypes.c_uint16 * num_values).from_address(value.data_ptr()))
+    return from_bf16(bits).reshape(shape)
 
 
 class TorchScriptBackend:
@@ -74,19 +107,28 @@ class TorchScriptBackend:
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; this archive is made of it all the same
             self._module: Any = self._torch.jit.load(str(file), map_location=self._device).eval()
         self._outputs = [spec.name for spec in outputs]
+        if any(spec.datatype == "BYTES" for spec in (*inputs, *outputs)):
+            raise LoadError("TorchScript has no tensors of BYTES")
+        self._bf16_inputs = [spec.datatype == "BF16" for spec in inputs]
 
     def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
         """See `Backend`."""
         # torch wants memory that it may write to; a request's raw bytes are read-only.
         tensors = [self._torch.from_numpy(a if a.flags.writeable else a.copy()).to(self._device) for a in map(np.ascontiguousarray, inputs)]
+        half = self._torch.bfloat16
+        tensors = [tensor.to(half) if is_bf16 else tensor for tensor, is_bf16 in zip(tensors, self._bf16_inputs, strict=True)]
         with self._torch.inference_mode():
             result = self._module(*tensors)
         if isinstance(result, dict):
-            return {name: result[name].cpu().numpy() for name in self._outputs}
+            return {name: self._to_numpy(result[name]) for name in self._outputs}
         results = result if isinstance(result, (tuple, list)) else (result,)
         if len(results) < len(self._outputs):
             raise LoadError(f"the model has {len(results)} outputs, the signature {len(self._outputs)}")
-        return {name: value.cpu().numpy() for name, value in zip(self._outputs, results, strict=False)}
+        return {name: self._to_numpy(value) for name, value in zip(self._outputs, results, strict=False)}
+
+    def _to_numpy(self, tensor: Any) -> Array:
+        array: Array = (tensor.float() if tensor.dtype is self._torch.bfloat16 else tensor).cpu().numpy()
+        return array
 
 
 def load(

@@ -61,6 +61,16 @@ class Comparison:
     problems: tuple[str, ...]
 
 
+def _held_against(want: Array, got: Array, rtol: float, atol: float) -> tuple[Array, Array]:
+    """Absolute error and whether it is within tolerance, element by element. Texts are equal or infinitely far off."""
+    if want.dtype.kind in "OU" or got.dtype.kind in "OU":
+        equal = np.asarray(got.astype(object) == want.astype(object), dtype=bool)
+        return np.where(equal, 0.0, np.inf), equal
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(got.astype(np.float64) - want.astype(np.float64))
+        return error, error <= atol + rtol * np.abs(want.astype(np.float64))
+
+
 def compare(expected: Mapping[str, Array], got: Mapping[str, Any], tolerance: Tolerance) -> Comparison:
     """Hold outputs against the golden ones: |got - expected| <= atol + rtol * |expected|, element by element.
 
@@ -79,9 +89,7 @@ def compare(expected: Mapping[str, Array], got: Mapping[str, Any], tolerance: To
             problems.append(f"output {name} has shape {list(array.shape)}, expected {list(want.shape)}")
             worst = float("inf")
             continue
-        with np.errstate(invalid="ignore", over="ignore"):
-            error = np.abs(array.astype(np.float64) - want.astype(np.float64))
-            within = error <= atol + rtol * np.abs(want.astype(np.float64))
+        error, within = _held_against(want, array, rtol, atol)
         largest = float(error.max()) if np.isfinite(error).all() else float("inf")
         worst = max(worst, largest)
         if not within.all():

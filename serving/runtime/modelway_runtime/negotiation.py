@@ -15,6 +15,9 @@ from .messages import BINARY, JSON, JSON_LENGTH_HEADER, Headers, ModelInfo
 from .raw import raw_inputs
 from .tensors import Array
 
+# What `curl -d` says of any body, and so what the examples of most servers send JSON as.
+_CURL_DEFAULT = "application/x-www-form-urlencoded"
+
 # The body of a request -> the model's inputs in the order of the signature. Raises RequestError 4xx, nothing else.
 Transform = Callable[[ModelInfo, memoryview], tuple[Array, ...]]
 
@@ -27,7 +30,7 @@ def transform_of(model: ModelInfo, headers: Headers) -> Transform | None:
     if content_type == JSON:
         return None
     media_type = content_type.partition(";")[0].strip().lower()
-    if media_type in (JSON, ""):
+    if media_type in (JSON, "", _CURL_DEFAULT):
         return None
     if media_type == BINARY:
         # With a length of the JSON part it is v2's binary extension; 0 of it is Triton's raw request.

@@ -20,7 +20,7 @@ def signature(*, inputs: tuple[TensorSpec, ...] = (X,), outputs: tuple[TensorSpe
 def test_datatypes_are_numpy_s():
     for protocol, numpy in NUMPY_DTYPES.items():
         assert np.dtype(numpy).name == numpy
-        assert PROTOCOL_DTYPES[numpy] == protocol
+        assert PROTOCOL_DTYPES[numpy] == {"BF16": "FP32"}.get(protocol, protocol)
 
 
 @pytest.mark.parametrize("shape", [(), (1, 4), (4,), (-1, 0), (-1, -2)], ids=str)
@@ -29,7 +29,7 @@ def test_the_batch_comes_first_and_is_free(shape: tuple[int, ...]):
         TensorSpec("x", "FP32", shape)
 
 
-@pytest.mark.parametrize("datatype", ["", "fp32", "float32", "BYTES", "BF16"])
+@pytest.mark.parametrize("datatype", ["", "fp32", "float32", "STRING", "FP8"])
 def test_unknown_datatypes_are_refused(datatype: str):
     with pytest.raises(UsageError, match="unsupported datatype of tensor x"):
         TensorSpec("x", datatype, (-1, 4))
