@@ -29,7 +29,7 @@ class PlanPolicy:
     """The planner's numbers.
 
     Attributes:
-        num_workers: Workers of each archive on each node.
+        num_workers: Workers of each archive on each node, where its release does not say how many.
         load_timeout_s: Seconds from STARTED to READY on every node before a candidate is aborted.
         drain_grace_s: Seconds that a release keeps its cluster and workers after its last route was taken away.
     """
@@ -66,6 +66,11 @@ class _Look:
     def serving_nodes(self, release: Release) -> tuple[str, ...]:
         """Nodes that answer requests for the release's archive."""
         return tuple(name for name in self.nodes_up() if self.observed.nodes[name].state_of(release) in _SERVING)
+
+    def answering_nodes(self, release: Release) -> tuple[str, ...]:
+        """Nodes whose workers may answer for the release's archive: those of a node that is silent may well do."""
+        nodes = sorted(self.observed.nodes.items())
+        return tuple(name for name, node in nodes if not node.reachable or node.state_of(release) in _SERVING)
 
     def nodes_up(self) -> tuple[str, ...]:
         """Nodes that answer at all, in order."""
@@ -171,6 +176,7 @@ def _backend(release: Release, look: _Look) -> Backend:
         engine_version=release.engine_version,
         signature=release.signature,
         sockets=tuple(look.observed.sockets[node] for node in nodes),
+        worker_sockets=tuple(socket for node in look.answering_nodes(release) for socket in look.observed.nodes[node].sockets_of(release)),
     )
 
 
@@ -187,7 +193,8 @@ def _load(release: Release, look: _Look, *, reload_failed: bool) -> Iterator[Ste
         elif state is None:
             yield Register(node=name, archive=release.archive)
         elif state is LoadState.REGISTERED:
-            yield Scale(node=name, model=release.model, engine_version=release.engine_version, num_workers=look.policy.num_workers)
+            num_workers = release.num_workers or look.policy.num_workers
+            yield Scale(node=name, model=release.model, engine_version=release.engine_version, num_workers=num_workers)
         elif state is LoadState.FAILED and reload_failed:
             yield Unload(node=name, model=release.model, engine_version=release.engine_version)
 

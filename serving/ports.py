@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 from registry.release import Release
 from registry.strategy import Strategy
 from registry.verdict import ReleaseCounters, Verdict
 from serving.routes import RouteTable
+from serving.runtime.modelway_runtime.sockets import prefix_of
 
 
 class LoadState(StrEnum):
@@ -44,16 +45,26 @@ class LoadedArchive:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeState:
-    """What a node has. `reachable=False` means that nothing else is known."""
+    """What a node has. `reachable=False` means that nothing else is known but `worker_sockets`.
+
+    Attributes:
+        worker_sockets: Paths of the workers' own sockets, which may answer whether or not the node's API does.
+    """
 
     reachable: bool
     archives: Mapping[tuple[str, str], LoadedArchive] = field(default_factory=dict)  # (model, engine_version) -> it
     stored: frozenset[str] = frozenset()  # names of archive files in the node's store
+    worker_sockets: tuple[str, ...] = ()
 
     def state_of(self, release: Release) -> LoadState | None:
         """The load state of a release's archive on this node; None if it is not registered (or not known)."""
         loaded = self.archives.get((release.model, release.engine_version))
         return loaded.state if loaded else None
+
+    def sockets_of(self, release: Release) -> tuple[str, ...]:
+        """The sockets of the workers that hold a release's archive."""
+        prefix = prefix_of(release.model, release.engine_version)
+        return tuple(path for path in self.worker_sockets if PurePath(path).name.startswith(prefix))
 
 
 class ServingEngine(Protocol):

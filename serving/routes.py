@@ -18,6 +18,7 @@ class Backend:
     Attributes:
         engine_version: The version's name inside the engine, exact to the archive's digest.
         sockets: Unix sockets of the nodes' inference listeners.
+        worker_sockets: Unix sockets of the workers themselves: the fast way. The nodes' listeners get what no worker takes.
     """
 
     release_id: int
@@ -27,6 +28,7 @@ class Backend:
     engine_version: str
     signature: Signature
     sockets: tuple[str, ...]
+    worker_sockets: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, in a fixed order."""
@@ -38,6 +40,7 @@ class Backend:
             "engine_version": self.engine_version,
             "signature": self.signature.to_json(),
             "sockets": list(self.sockets),
+            "worker_sockets": list(self.worker_sockets),
         }
 
 

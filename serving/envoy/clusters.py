@@ -7,8 +7,40 @@ from typing import Any
 from serving.envoy.bootstrap import seconds, typed
 from serving.envoy.config import EnvoyConfig
 from serving.routes import Backend, RouteTable
+from serving.runtime.modelway_runtime.listener import HEALTH_PATH
 
 _METADATA = "modelway"
+
+# One healthy worker is enough for all of a release's traffic: Envoy would send a share to the next priority as soon as
+# fewer than 1/1.4 of them are healthy.
+_KEEP_PRIORITY = {"overprovisioning_factor": 100_000}
+
+_HEALTH_CHECK = {
+    "timeout": "2s",
+    "interval": "1s",
+    "no_traffic_interval": "1s",
+    "unhealthy_interval": "0.25s",
+    "no_traffic_healthy_interval": "1s",
+    "unhealthy_threshold": 2,
+    "healthy_threshold": 1,
+    "http_health_check": {"host": "modelway", "path": HEALTH_PATH},
+}
+
+# A socket that takes no connection is left alone for a second after a few failures, sooner than a check notices.
+# What a worker answers never counts: a model that fails is the verdict's business.
+_OUTLIER_DETECTION = {
+    "split_external_local_origin_errors": True,
+    "consecutive_local_origin_failure": 3,
+    "enforcing_consecutive_local_origin_failure": 100,
+    "enforcing_consecutive_5xx": 0,
+    "enforcing_consecutive_gateway_failure": 0,
+    "enforcing_success_rate": 0,
+    "enforcing_local_origin_success_rate": 0,
+    "interval": "1s",
+    "base_ejection_time": "1s",
+    "max_ejection_time": "1s",
+    "max_ejection_percent": 100,
+}
 
 
 def cluster_name(release_id: int) -> str:
@@ -33,12 +65,11 @@ def _cluster(backend: Backend, config: EnvoyConfig) -> dict[str, Any]:
         "type": "STATIC",
         "connect_timeout": seconds(config.connect_timeout_s),
         "lb_policy": "LEAST_REQUEST",
-        # Without active health checks there is no health to panic about: every socket is tried.
+        # When no worker is known to be healthy the nodes' listeners get everything, so there is never a reason to panic.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [_endpoint(socket, config) for socket in backend.sockets]}] if backend.sockets else [],
-        },
+        "load_assignment": {"cluster_name": name, "endpoints": _localities(backend, config), "policy": _KEEP_PRIORITY},
+        **({"health_checks": [_HEALTH_CHECK]} if backend.worker_sockets else {}),
+        "outlier_detection": _OUTLIER_DETECTION,
         "circuit_breakers": {
             "thresholds": [
                 {
@@ -61,12 +92,24 @@ def _cluster(backend: Backend, config: EnvoyConfig) -> dict[str, Any]:
     }
 
 
-def _endpoint(socket: str, config: EnvoyConfig) -> dict[str, Any]:
-    endpoint: dict[str, Any] = {"endpoint": {"address": {"pipe": {"path": socket}}}}
+def _localities(backend: Backend, config: EnvoyConfig) -> list[dict[str, Any]]:
+    """First the workers' own sockets, checked for health; then the nodes' listeners, which queue for whatever worker comes back."""
+    nodes = [_node(socket, config) for socket in backend.sockets]
+    workers = [{"endpoint": _pipe(socket)} for socket in backend.worker_sockets]
+    return [{"priority": priority, "lb_endpoints": endpoints} for priority, endpoints in enumerate(filter(None, (workers, nodes)))]
+
+
+def _node(socket: str, config: EnvoyConfig) -> dict[str, Any]:
+    # Not checked: TorchServe's health tells nothing of a model, and there is nothing else to turn to.
+    endpoint: dict[str, Any] = {"endpoint": {**_pipe(socket), "health_check_config": {"disable_active_health_check": True}}}
     bearer = config.bearer(socket)
     if bearer:
         endpoint["metadata"] = {"filter_metadata": {_METADATA: {"authorization": bearer}}}
     return endpoint
+
+
+def _pipe(socket: str) -> dict[str, Any]:
+    return {"address": {"pipe": {"path": socket}}}
 
 
 def _authorize() -> dict[str, Any]:

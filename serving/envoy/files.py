@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from serving.envoy.bootstrap import bootstrap
 from serving.envoy.clusters import clusters
 from serving.envoy.config import EnvoyConfig
 from serving.envoy.routes import routes
+from serving.envoy.tls import check_certificate, secret
 from serving.routes import Backend, ChannelRoute, RouteTable
 
-_DIRECTORY_MODE = 0o700  # the nodes' keys are in these files
+_DIRECTORY_MODE = 0o700  # the nodes' keys and the digests of the clients' are in these files
 
 
 def clusters_bytes(table: RouteTable, config: EnvoyConfig) -> bytes:
@@ -68,6 +70,7 @@ def _backend(data: Mapping[str, Any]) -> Backend:
         engine_version=str(data["engine_version"]),
         signature=Signature.from_json(data["signature"]),
         sockets=tuple(str(socket) for socket in data["sockets"]),
+        worker_sockets=tuple(str(socket) for socket in data["worker_sockets"]),
     )
 
 
@@ -109,17 +112,22 @@ def write(path: Path, content: bytes) -> None:
     """Replace a file, durably and by rename. Raises Unavailable if the disk does not take it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=_DIRECTORY_MODE)
-        write_durably(path, content)
+        write_durably(path, content, mode=0o600)
     except OSError as error:
         raise Unavailable(f"cannot write {path} ({error})", "Free space, or make the directory writable.") from error
 
 
 def prepare(config: EnvoyConfig) -> None:
-    """Write the bootstrap, and an empty table if the files that Envoy follows are missing. Idempotent; before every start.
+    """Write the bootstrap and what Envoy follows, rendered anew from the table on disk. Idempotent; before every start.
+
+    Anew, because the files may be of a time when no API key was asked for: Envoy must not serve them until a controller
+    comes and looks. Without a table that can be read the files stay as they are, or become an empty table.
 
     Raises:
+        UsageError: If the TLS certificate or the API keys cannot be used.
         Unavailable: If a directory cannot be written.
     """
+    check(config)
     try:
         for directory in (config.directory, config.socket_dir, config.log.parent, config.access_log.parent):
             directory.mkdir(parents=True, exist_ok=True)
@@ -127,7 +135,20 @@ def prepare(config: EnvoyConfig) -> None:
     except OSError as error:
         raise Unavailable(f"cannot make the gateway's directories ({error})", "Make the directory writable.") from error
     write(config.bootstrap_file, _json_bytes(bootstrap(config)))
-    if not (config.clusters_file.is_file() and config.routes_file.is_file()):
-        write(config.table_file, table_bytes(RouteTable()))
-        write(config.clusters_file, clusters_bytes(RouteTable(), config))
-        write(config.routes_file, routes_bytes(RouteTable(), config))
+    if config.tls_certificate is not None and config.tls_key is not None:
+        write(config.tls_file, _json_bytes(secret(config.tls_certificate, config.tls_key)))
+    table = read_table(config)
+    if table is None and config.clusters_file.is_file() and config.routes_file.is_file() and config.api_keys is None:
+        return
+    table = table or RouteTable()
+    write(config.table_file, table_bytes(table))
+    write(config.clusters_file, clusters_bytes(table, config))
+    write(config.routes_file, routes_bytes(table, config))
+
+
+def check(config: EnvoyConfig) -> None:
+    """Raise UsageError if the files that the operator gave cannot be used: certificate, key, API keys."""
+    if config.tls_certificate is not None and config.tls_key is not None:
+        check_certificate(config.tls_certificate, config.tls_key, datetime.now(UTC))
+    if config.api_keys is not None:
+        config.api_keys.current()

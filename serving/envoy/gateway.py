@@ -85,11 +85,16 @@ class EnvoyGateway:
         config = self._config
         files.write(config.table_file, files.table_bytes(both))
         self._load(config.clusters_file, files.clusters_bytes(both, config), both.digest, lambda s: s.clusters)
+        self._wait_for_health_checks()
         self._load(config.routes_file, files.routes_bytes(table, config), table.digest, lambda s: s.routes)
         self._admin.snapshot_past_all_workers(config.apply_timeout_s)
         if both.digest != table.digest:
             self._load(config.clusters_file, files.clusters_bytes(table, config), table.digest, lambda s: s.clusters)
             files.write(config.table_file, files.table_bytes(table))
+
+    def _wait_for_health_checks(self) -> None:
+        if self._admin.wait(lambda s: not s.num_warming, self._config.apply_timeout_s) is None:
+            raise TimedOut(f"the gateway's clusters are not ready within {self._config.apply_timeout_s:g} s", "See the gateway's log.")
 
     def _write_all(self, table: RouteTable, both: RouteTable) -> None:
         """Write without waiting, in an order that leaves no route without its cluster wherever it ends."""

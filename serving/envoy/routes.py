@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry.names import PRODUCTION
-from serving.envoy.bootstrap import ROUTES_NAME, seconds
+from serving.envoy import keys
+from serving.envoy.bootstrap import ROUTES_NAME
 from serving.envoy.clusters import cluster_name
 from serving.envoy.config import EnvoyConfig
+from serving.envoy.cors import cors_config
+from serving.envoy.messages import seconds
 from serving.routes import Backend, ChannelRoute, RouteTable
 
 CHANNEL_HEADER = "x-modelway-channel"
@@ -33,11 +36,17 @@ _JSON = {"header": {"key": "content-type", "value": "application/json"}, "append
 _REMOVED_RESPONSE_HEADERS = ["pragma", "expires", "x-envoy-upstream-service-time", "x-envoy-overloaded", "x-envoy-attempt-count"]
 
 
-# Nothing was sent yet when a connect fails, so trying another node is safe for any request.
+# A request that reached no worker, or whose worker died over it, is asked once more, of the next priority: a prediction
+# changes nothing, so asking twice is safe. One retry only, or a request that kills workers would kill them all.
 _PREVIOUS_HOSTS = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+_PREVIOUS_PRIORITIES = "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
 _RETRY_POLICY = {
-    "retry_on": "connect-failure",
+    "retry_on": "connect-failure,reset",
     "num_retries": 1,
+    "retry_priority": {
+        "name": "envoy.retry_priorities.previous_priorities",
+        "typed_config": {"@type": _PREVIOUS_PRIORITIES, "update_frequency": 1},
+    },
     "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": _PREVIOUS_HOSTS}}],
     "host_selection_retry_max_attempts": 20,  # they are drawn at random: with two nodes, one in a million misses
     "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
@@ -78,7 +87,14 @@ def routes(table: RouteTable, config: EnvoyConfig) -> dict[str, Any]:
                 "most_specific_header_mutations_wins": True,
                 "max_direct_response_body_size_bytes": 1 << 20,
                 "virtual_hosts": [
-                    {"name": "gateway", "domains": ["*"], "retry_policy": _RETRY_POLICY, "routes": list(_routes(table, config))},
+                    {
+                        "name": "gateway",
+                        "domains": ["*"],
+                        "retry_policy": _RETRY_POLICY,
+                        "request_headers_to_remove": [keys.CREDENTIALS_HEADER],
+                        "typed_per_filter_config": {**cors_config(config.cors_allow_origins), **keys.host_config(config.keys())},
+                        "routes": list(_routes(table, config)),
+                    },
                 ],
             }
         ],
@@ -89,9 +105,9 @@ def _routes(table: RouteTable, config: EnvoyConfig) -> Iterator[dict[str, Any]]:
     models = sorted({backend.model for backend in table.backends})
     for model in models:
         for call in _CALLS:
-            yield from _explicit_versions(model, call, table, config)
-            yield from _channels(model, call, table, config)
-    yield from _server(table)
+            yield from keys.guarded(_explicit_versions(model, call, table, config), model, config.keys())
+            yield from keys.guarded(_channels(model, call, table, config), model, config.keys())
+    yield from _server(table, config)
     known = f"Models: {', '.join(models)}." if models else "No model has a release yet: modelway promote MODEL/VERSION."
     yield _text(
         {"prefix": "/"},
@@ -219,13 +235,16 @@ def _method_not_allowed(path: str, call: _Call) -> dict[str, Any]:
 # --- the server itself
 
 
-def _server(table: RouteTable) -> Iterator[dict[str, Any]]:
+def _server(table: RouteTable, config: EnvoyConfig) -> Iterator[dict[str, Any]]:
     server = {"name": PLATFORM, "version": "2", "extensions": ["binary_tensor_data"]}
     yield from _get("/v2", 200, server)
-    yield from _get("/v2/health/live", 200, {"live": True})
+    # Load balancers have no key, so health needs none; and then it names no model.
     problem = _not_ready(table)
-    yield from _get("/v2/health/ready", 503 if problem else 200, problem or {"ready": True})
-    yield from _get("/ping", 503 if problem else 200, problem or {"status": "Healthy"})
+    if problem and config.keys() is not None:
+        problem = "not every channel is served"
+    yield from keys.unguarded(_get("/v2/health/live", 200, {"live": True}), config.keys())
+    yield from keys.unguarded(_get("/v2/health/ready", 503 if problem else 200, problem or {"ready": True}), config.keys())
+    yield from keys.unguarded(_get("/ping", 503 if problem else 200, problem or {"status": "Healthy"}), config.keys())
 
 
 def _not_ready(table: RouteTable) -> str:

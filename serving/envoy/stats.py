@@ -18,7 +18,8 @@ _RELEASE = re.compile(r"release-(\d+)")
 
 # Envoy's own names, before they are turned into Prometheus ones; only these are asked for.
 FILTER = (
-    r"^(cluster\.release-\d+\.upstream_rq_(active|pending_active|completed|5xx|time)"
+    r"^(cluster\.release-\d+\.upstream_rq_(active|pending_active|completed|5xx|time|retry_success)"
+    r"|cluster_manager\.warming_clusters"
     r"|(cluster_manager\.cds|http\.gateway\.rds\.modelway)\.(update_(success|failure|rejected)|version_text)"
     r"|http\.gateway\.downstream_(cx|rq)_active"
     r"|server\.dropped_stat_flushes)$"
@@ -45,6 +46,8 @@ class Snapshot:
     """Envoy's counters at one moment.
 
     Attributes:
+        num_warming: Clusters that wait for the first health check of their workers; until then their predecessors serve, and
+            a new one is not there.
         dropped_flushes: Statistics merges that were asked for while one was under way.
         active_requests: Client requests in flight in all.
         connections: Client connections in all.
@@ -53,6 +56,7 @@ class Snapshot:
 
     clusters: Updates = field(default_factory=Updates)
     routes: Updates = field(default_factory=Updates)
+    num_warming: int = 0
     dropped_flushes: int = 0
     active_requests: int = 0
     connections: int = 0
@@ -92,6 +96,7 @@ def parse(text: str) -> Snapshot:
     return Snapshot(
         clusters=_updates("envoy_cluster_manager_cds", numbers, versions),
         routes=_updates("envoy_http_rds", numbers, versions),
+        num_warming=numbers.get("envoy_cluster_manager_warming_clusters", 0),
         dropped_flushes=numbers.get("envoy_server_dropped_stat_flushes", 0),
         active_requests=numbers.get("envoy_http_downstream_rq_active", 0),
         connections=numbers.get("envoy_http_downstream_cx_active", 0),
@@ -102,7 +107,8 @@ def parse(text: str) -> Snapshot:
         counters={
             release_id: ReleaseCounters(
                 num_requests=values.get("envoy_cluster_upstream_rq_completed", 0),
-                num_errors=values.get("envoy_cluster_upstream_rq_xx", 0),
+                # A request that had to be asked again of another worker is one that the release failed.
+                num_errors=values.get("envoy_cluster_upstream_rq_xx", 0) + values.get("envoy_cluster_upstream_rq_retry_success", 0),
                 latency_buckets=buckets.get(release_id, {}),
             )
             for release_id, values in releases.items()

@@ -16,6 +16,7 @@ import httpx
 from registry.bundle import sha256_file
 from registry.errors import Corrupt, ModelwayError, NotFound, Unavailable
 from serving.ports import NodeState
+from serving.runtime.modelway_runtime.sockets import prefix_of
 from serving.torchserve.config import TorchServeConfig
 from serving.torchserve.states import WorkerReport, loaded_archive
 
@@ -82,8 +83,12 @@ class TorchServeNode:
             stored = frozenset(path.name for path in self._config.model_store.glob("*.mar"))
             archives = [loaded_archive(description, self._reports(description)) for description in descriptions]
         except (ModelwayError, OSError, KeyError, TypeError, ValueError):
-            return NodeState(reachable=False)
-        return NodeState(reachable=True, archives={(a.model, a.engine_version): a for a in archives}, stored=stored)
+            return NodeState(reachable=False, worker_sockets=self._worker_sockets())
+        by_name = {(a.model, a.engine_version): a for a in archives}
+        return NodeState(reachable=True, archives=by_name, stored=stored, worker_sockets=self._worker_sockets())
+
+    def _worker_sockets(self) -> tuple[str, ...]:
+        return tuple(sorted(str(path) for path in self._config.worker_socket_dir.glob("*.sock")))
 
     def store(self, archive: Path, sha256: str) -> None:
         """See `ServingEngine`."""
@@ -149,6 +154,8 @@ class TorchServeNode:
             self._expect_success(response, f"unregister {model} {engine_version}")
         (self._config.model_store / f"{model}-{engine_version}.mar").unlink(missing_ok=True)
         shutil.rmtree(self._config.status_dir / model / engine_version, ignore_errors=True)
+        for leftover in self._config.worker_socket_dir.glob(f"{prefix_of(model, engine_version)}*"):
+            leftover.unlink(missing_ok=True)
 
     def infer(self, model: str, engine_version: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> tuple[int, bytes]:
         """See `ServingEngine`."""

@@ -270,7 +270,15 @@ def test_only_its_sockets_and_two_loopback_ports_are_open(running: RunningNode, 
 
 def test_workers_see_no_environment_but_their_own(tmp_path: Path, running: RunningNode, archive: Archive) -> None:
     allowed = {"PATH", "LANG", "HOME", "TMPDIR", "TEMP", "LOG_LOCATION", "METRICS_LOCATION", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE"}
-    allowed |= {"PYTHONNOUSERSITE", "MODELWAY_WORKER_STATUS_DIR", "ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED", "LC_CTYPE"}
+    allowed |= {
+        "PYTHONNOUSERSITE",
+        "MODELWAY_WORKER_STATUS_DIR",
+        "MODELWAY_WORKER_SOCKET_DIR",
+        "MODELWAY_WORKER_LIMITS",
+        "ORT_DISABLE_TELEMETRY",
+        "ORT_TELEMETRY_DISABLED",
+        "LC_CTYPE",
+    }
     for pid in running.worker_pids():
         names = set(psutil.Process(pid).environ())
         assert {name for name in names if not name.startswith(("TS_", "METRICS_"))} <= allowed

@@ -85,7 +85,7 @@ def config(tmp_path: Path, **settings: Any) -> TorchServeConfig:
 def test_a_socket_path_that_linux_cannot_bind_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"socket path of node node-0 too long .* bytes, at most 107"):
         config(tmp_path, socket_dir=Path("/" + "x" * 100))
-    config(tmp_path, socket_dir=Path("/" + "x" * (107 - len("/t/.ts.sock.65535") - 1)))
+    config(tmp_path, socket_dir=Path("/" + "x" * (107 - len("/w/mmmmmmmmmmmm.000000000000.65535.sock") - 1)))
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"heap_mb": 0}, {"directory": Path("relative")}])
