@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import RequestError
 from .jsons import dumps
@@ -28,6 +28,7 @@ class ModelInfo:
     Attributes:
         max_rows: Rows that one request, and one run, may have.
         transforms: Content type -> what makes the model's inputs of a body of that type; see `negotiation.Transform`.
+        memory: Room for what a protocol wants to remember of the model's requests; it has to bound it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelInfo:
     outputs: tuple[Spec, ...]
     max_rows: int
     transforms: Mapping[str, Callable[[ModelInfo, memoryview], tuple[Array, ...]]] = field(default_factory=dict)
+    memory: dict[bytes, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def inputs_by_name(self) -> Mapping[str, Spec]:
@@ -46,6 +48,11 @@ class ModelInfo:
     def outputs_by_name(self) -> Mapping[str, Spec]:
         """Output name -> spec."""
         return {spec.name: spec for spec in self.outputs}
+
+    @cached_property
+    def takes_floats(self) -> bool:
+        """Whether every input is a float, so that it does not matter whether JSON says 1 or 1.0."""
+        return all(spec.dtype.kind == "f" for spec in self.inputs)
 
     @cached_property
     def v2_head(self) -> bytes:

@@ -21,6 +21,7 @@ from .texts import join_texts, split_texts, texts
 __all__ = ["Array", "Spec", "check_shape", "from_bytes", "from_json", "to_bytes", "to_json"]
 
 _ACCEPTED_TYPES: Mapping[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "O": {str}}
+_NESTED = (list, np.ndarray)
 _JSON_TYPES: Mapping[type, str] = {
     dict: "an object",
     list: "an array",
@@ -67,16 +68,17 @@ def from_json(spec: Spec, data: Any, *, shape: Sequence[int] | None = None, lite
     and give every element of a list the width of its longest string.
 
     Args:
-        data: Nested lists in row-major order; or, where `shape` is given, also one flat list.
+        data: Nested lists in row-major order; or, where `shape` is given, also one flat list. For a float input a flat
+            list may be a float64 array.
         shape: The shape that the request claims, already checked by `check_shape`.
         literals: Whether `true` or `false` may be among the values; see `jsons.Document`.
 
     Raises:
         RequestError: 400, naming the tensor, what was expected and what was got.
     """
-    if type(data) is not list:
+    if type(data) is not list and type(data) is not np.ndarray:
         raise RequestError(400, f"input {spec.name}: expected an array of {spec.datatype}, got {_json_type(data)}")
-    if shape is not None and not (data and type(data[0]) is list):
+    if shape is not None and not (len(data) and type(data[0]) in _NESTED):
         if len(data) != math.prod(shape):
             raise RequestError(400, f"input {spec.name}: shape {_short(shape)} needs {math.prod(shape)} values, got {len(data)}")
         return _from_leaves(spec, data, literals=literals).reshape(shape)
@@ -87,23 +89,27 @@ def from_json(spec: Spec, data: Any, *, shape: Sequence[int] | None = None, lite
     return _from_leaves(spec, leaves, literals=literals).reshape(nested_shape)
 
 
-def _flatten(spec: Spec, data: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
-    level, shape = data, [len(data)]
-    while level and type(level[0]) is list:
+def _flatten(spec: Spec, data: list[Any] | Array) -> tuple[list[Any] | Array, tuple[int, ...]]:
+    level: Any = data
+    shape = [len(data)]
+    while len(level) and (kind := type(level[0])) in _NESTED:
         if len(shape) == len(spec.shape):
             raise RequestError(400, f"input {spec.name}: nested deeper than its shape {list(spec.shape)}")
         if len(level) == 1:
             level = level[0]
             shape.append(len(level))
             continue
-        if set(map(type, level)) != {list} or len(set(map(len, level))) != 1:
+        if set(map(type, level)) != {kind} or len(set(map(len, level))) != 1:
             raise RequestError(400, f"input {spec.name}: rows differ in length or depth; expected shape {list(spec.shape)}")
         shape.append(len(level[0]))
-        level = list(chain.from_iterable(level))
+        level = list(chain.from_iterable(level)) if kind is list else np.concatenate(level)
     return level, tuple(shape)
 
 
-def _from_leaves(spec: Spec, leaves: list[Any], *, literals: bool) -> Array:
+def _from_leaves(spec: Spec, leaves: list[Any] | Array, *, literals: bool) -> Array:
+    if isinstance(leaves, np.ndarray):
+        with np.errstate(over="ignore"):
+            return _in_range(spec, leaves.astype(spec.dtype))
     code = STRUCT_CODES.get(spec.datatype)
     if code is None:
         _check_types(spec, leaves)
@@ -117,9 +123,16 @@ def _from_leaves(spec: Spec, leaves: list[Any], *, literals: bool) -> Array:
     if literals and ((array == 0) | (array == 1)).any():
         _check_types(spec, leaves)
     if spec.datatype == "BF16":
+        return _in_range(spec, array)
+    return array
+
+
+def _in_range(spec: Spec, array: Array) -> Array:
+    """The finite numbers of a request, after they became the input's; rounded if it is BF16."""
+    if spec.datatype == "BF16":
         array = round_bf16(array)
-        if not np.isfinite(array).all():
-            raise RequestError(400, f"input {spec.name}: a value is outside the range of BF16")
+    if not np.isfinite(array).all():
+        raise RequestError(400, f"input {spec.name}: a value is outside the range of {spec.datatype}")
     return array
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from .errors import RequestError
 from .jsons import dumps, parse
 from .messages import REQUEST_ID_HEADER, Answer, Decoded, Headers, ModelInfo, check_rows, complete, names, unknown
@@ -31,11 +33,12 @@ def decode_v1(model: ModelInfo, headers: Headers, body: memoryview) -> Decoded:
     binary = _wants_raw(model, headers)
     if transform is not None:
         return _decoded(model, headers, transform(model, body), "predictions", binary=binary)
-    document = parse(body)
+    document = parse(body, floats=model.takes_floats)
     request = document.value
     if type(request) is not dict:
         raise RequestError(400, "expected a JSON object")
-    if request.get("signature_name", SIGNATURE_NAME) != SIGNATURE_NAME:
+    signature_name = request.get("signature_name", SIGNATURE_NAME)
+    if type(signature_name) is not str or signature_name != SIGNATURE_NAME:
         raise RequestError(400, f"unknown signature_name; there is one, {SIGNATURE_NAME}")
     if ("instances" in request) == ("inputs" in request):
         raise RequestError(400, 'expected either "instances" (rows) or "inputs" (columns)')
@@ -52,7 +55,7 @@ def decode_predictions(model: ModelInfo, headers: Headers, body: memoryview) -> 
     binary = _wants_raw(model, headers)
     if transform is not None:
         return _decoded(model, headers, transform(model, body), "", binary=binary)
-    document = parse(body)
+    document = parse(body, floats=model.takes_floats)
     rows = document.value
     if type(rows) is dict:
         if "instances" not in rows:
@@ -82,7 +85,7 @@ def _decoded(model: ModelInfo, headers: Headers, inputs: tuple[Array, ...], key:
 
 
 def _from_rows(model: ModelInfo, rows: Any, *, literals: bool) -> tuple[Array, ...]:
-    if type(rows) is not list or not rows:
+    if type(rows) not in (list, np.ndarray) or len(rows) == 0:
         raise RequestError(400, "expected an array with at least one row")
     check_rows(model, len(rows))
     if type(rows[0]) is not dict or _is_base64(model, rows[0]):
@@ -104,7 +107,7 @@ def _from_columns(model: ModelInfo, columns: Any, *, literals: bool) -> tuple[Ar
     if not columns.keys() <= model.inputs_by_name.keys():
         raise RequestError(400, unknown("input", model.inputs))
     for data in columns.values():
-        if type(data) is list:
+        if type(data) in (list, np.ndarray):
             check_rows(model, len(data))
     by_name = model.inputs_by_name
     return complete(model, {name: _tensor(by_name[name], data, literals=literals) for name, data in columns.items()})

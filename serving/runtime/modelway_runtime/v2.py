@@ -9,7 +9,7 @@ Wider than Triton in one thing: FP16 and BF16 may also be JSON numbers, rounded 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import RequestError
 from .jsons import dumps, parse
@@ -29,6 +29,8 @@ from .negotiation import transform_of, wants_binary
 from .tensors import Array, Spec, check_shape, from_bytes, from_json, to_bytes, to_json
 
 _MAX_ID_CHARS = 256
+_MAX_REMEMBERED = 256
+_MAX_REMEMBERED_BYTES = 2048
 _NO_PARAMETERS: Mapping[str, Any] = {}
 # Extensions that change what a request means; to ignore them would be to answer another question.
 _UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
@@ -49,22 +51,71 @@ def decode_v2_infer(model: ModelInfo, headers: Headers, body: memoryview) -> Dec
     if transform is None and length == "0":
         raise RequestError(400, f"{JSON_LENGTH_HEADER} is 0, which needs the content-type {BINARY}")
     if transform is not None:
-        wanted = [(spec, wants_binary(headers, default=True)) for spec in model.outputs]
-        return Decoded(complete_inputs(model, transform(model, body)), lambda outputs: encode_v2(model, None, wanted, outputs), request_id)
+        raw = [(spec, wants_binary(headers, default=True)) for spec in model.outputs]
+        return Decoded(complete_inputs(model, transform(model, body)), lambda outputs: encode_v2(model, None, raw, outputs), request_id)
     text, binary = _split_binary(length, body)
-    document = parse(text)
+    request = _parse_request(model, text, has_binary=length is not None)
+    default = wants_binary(headers) if request.all_binary is None else request.all_binary
+    wanted = [(spec, default if flag is None else flag) for spec, flag in request.outputs]
+    inputs = _v2_inputs(model, request, binary)
+    return Decoded(inputs, lambda outputs: encode_v2(model, request.correlation, wanted, outputs), request_id)
+
+
+class _Tensor(NamedTuple):
+    """An input as the JSON part describes it: with its data, or with the size of it in the binary part."""
+
+    spec: Spec
+    shape: tuple[int, ...]
+    size: int | None
+    data: Any
+
+
+class _Request(NamedTuple):
+    """The JSON part of a request, valid but for the data. `None` for a flag means what the accept header says."""
+
+    correlation: str | None
+    all_binary: bool | None
+    outputs: Sequence[tuple[Spec, bool | None]]
+    tensors: Sequence[_Tensor]
+    literals: bool
+
+
+def _parse_request(model: ModelInfo, text: memoryview, *, has_binary: bool) -> _Request:
+    """The JSON part. A client that sends binary data sends the same JSON again and again, so that is kept."""
+    if not has_binary or len(text) > _MAX_REMEMBERED_BYTES:
+        return _parse_anew(model, text)
+    key = bytes(text)
+    known: _Request | None = model.memory.get(key)
+    if known is None:
+        known = _parse_anew(model, text)
+        if all(tensor.size is not None for tensor in known.tensors):
+            if len(model.memory) >= _MAX_REMEMBERED:
+                model.memory.clear()
+            model.memory[key] = known
+    return known
+
+
+def _parse_anew(model: ModelInfo, text: memoryview) -> _Request:
+    document = parse(text, floats=model.takes_floats)
     request = document.value
     if type(request) is not dict:
         raise RequestError(400, "expected a JSON object")
     correlation = request.get("id")
     if correlation is not None and not (type(correlation) is str and len(correlation) <= _MAX_ID_CHARS):
         raise RequestError(400, f"id must be a string of at most {_MAX_ID_CHARS} characters")
+    tensors = []
+    for name, entry in _by_name("inputs", request.get("inputs")).items():
+        spec = model.inputs_by_name.get(name)
+        if spec is None:
+            raise RequestError(400, unknown("input", model.inputs))
+        shape = check_v2_tensor(model, spec, entry.get("datatype"), entry.get("shape"))
+        size = _binary_size(entry, name)
+        if size is not None and "data" in entry:
+            raise RequestError(400, f"input {name}: has both data and binary_data_size")
+        tensors.append(_Tensor(spec, tuple(shape), size, entry.get("data")))
     all_binary = _flag(_parameters(request, "request"), "binary_data_output")
-    if all_binary is None:
-        all_binary = wants_binary(headers)
-    asked = v2_wanted(model, request.get("outputs"), all_binary=all_binary)
-    inputs = _v2_inputs(model, request.get("inputs"), binary, literals=document.literals)
-    return Decoded(inputs, lambda outputs: encode_v2(model, correlation, asked, outputs), request_id)
+    outputs = v2_wanted(model, request.get("outputs"))
+    return _Request(correlation, all_binary, outputs, tensors, document.literals)
 
 
 def complete_inputs(model: ModelInfo, inputs: Sequence[Array]) -> tuple[Array, ...]:
@@ -72,24 +123,19 @@ def complete_inputs(model: ModelInfo, inputs: Sequence[Array]) -> tuple[Array, .
     return complete(model, {spec.name: array for spec, array in zip(model.inputs, inputs, strict=True)})
 
 
-def _v2_inputs(model: ModelInfo, entries: Any, binary: memoryview, *, literals: bool) -> tuple[Array, ...]:
+def _v2_inputs(model: ModelInfo, request: _Request, binary: memoryview) -> tuple[Array, ...]:
     """The tensors of the request, each of its JSON data or of the next bytes of the binary part."""
     arrays: dict[str, Array] = {}
     offset = 0
-    for name, entry in _by_name("inputs", entries).items():
-        spec = model.inputs_by_name.get(name)
-        if spec is None:
-            raise RequestError(400, unknown("input", model.inputs))
-        shape = check_v2_tensor(model, spec, entry.get("datatype"), entry.get("shape"))
-        size = _binary_size(entry, name)
+    for spec, shape, size, data in request.tensors:
         if size is None:
-            arrays[name] = from_json(spec, entry.get("data"), shape=shape, literals=literals)
+            arrays[spec.name] = from_json(spec, data, shape=shape, literals=request.literals)
             continue
-        if "data" in entry:
-            raise RequestError(400, f"input {name}: has both data and binary_data_size")
         if offset + size > len(binary):
-            raise RequestError(400, f"input {name}: binary_data_size {_short(size)} is more than the {len(binary) - offset} bytes left")
-        arrays[name] = from_bytes(spec, binary[offset : offset + size], shape=shape)
+            raise RequestError(
+                400, f"input {spec.name}: binary_data_size {_short(size)} is more than the {len(binary) - offset} bytes that are left"
+            )
+        arrays[spec.name] = from_bytes(spec, binary[offset : offset + size], shape=shape)
         offset += size
     if offset != len(binary):
         raise RequestError(400, f"{len(binary) - offset} bytes of binary data belong to no input")
@@ -98,7 +144,7 @@ def _v2_inputs(model: ModelInfo, entries: Any, binary: memoryview, *, literals: 
 
 def check_v2_tensor(model: ModelInfo, spec: Spec, datatype: Any, shape: Any) -> list[int]:
     """What a request says of an input, checked against the signature; returns the shape. Raises RequestError 4xx."""
-    if datatype != spec.datatype:
+    if type(datatype) is not str or datatype != spec.datatype:
         got = datatype if isinstance(datatype, str) and len(datatype) <= 10 else "something else"
         raise RequestError(400, f"input {spec.name}: expected datatype {spec.datatype}, got {got}")
     if type(shape) is not list:
@@ -108,17 +154,19 @@ def check_v2_tensor(model: ModelInfo, spec: Spec, datatype: Any, shape: Any) -> 
     return shape
 
 
-def v2_wanted(model: ModelInfo, entries: Any, *, all_binary: bool) -> Wanted:
-    """The outputs that the request asks for, in its order; all of them if it asks for none. Raises RequestError 400."""
-    if not entries and (entries is None or type(entries) is list):
-        return [(spec, all_binary) for spec in model.outputs]
+def v2_wanted(model: ModelInfo, entries: Any) -> Sequence[tuple[Spec, bool | None]]:
+    """The outputs that the request asks for, in its order, and whether each goes as binary data; all of them if it asks for none.
+
+    None leaves it to the whole request. Raises RequestError 400.
+    """
+    if entries is None or (type(entries) is list and not entries):
+        return [(spec, None) for spec in model.outputs]
     wanted = []
     for name, entry in _by_name("outputs", entries).items():
         spec = model.outputs_by_name.get(name)
         if spec is None:
             raise RequestError(400, unknown("output", model.outputs))
-        binary = _flag(_parameters(entry, f"output {name}"), "binary_data")
-        wanted.append((spec, all_binary if binary is None else binary))
+        wanted.append((spec, _flag(_parameters(entry, f"output {name}"), "binary_data")))
     return wanted
 
 
@@ -170,7 +218,7 @@ def _parameters(owner: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if type(parameters) is not dict:
         raise RequestError(400, f"{where}: parameters must be an object")
     for name in _UNSUPPORTED:
-        if parameters.get(name):
+        if parameters.get(name) is not None:
             raise RequestError(400, f"{where}: the parameter {name} is not supported")
     return parameters
 
