@@ -5,6 +5,11 @@ A version's bundle lies among the artifacts of the run that made the version, in
     <run's artifacts>/bundles/<manifest's sha256[:16]>/
     tag modelway.bundle = "bundles/<sha256[:16]>@sha256:<sha256>"     set last, in one write: place and digest change together
 
+Small documents that come later, such as a tuning, lie beside it in the same way:
+
+    <run's artifacts>/documents/<name>/<sha256[:16]>.json
+    tag modelway.<name> = "documents/<name>/<sha256[:16]>.json@sha256:<sha256>"     empty when the document was taken away
+
 MLflow reads its HTTP settings from the environment at every call, and offers no argument. Its own (7 tries with growing
 pauses, 120 s each) would keep a rollback waiting for minutes, so every call here runs under ours: see `_HttpSettings`.
 MLflow's telemetry, which calls home on import, is turned off unless the user's environment says otherwise.
@@ -12,6 +17,7 @@ MLflow's telemetry, which calls home on import, is turned off unless the user's 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -141,7 +147,43 @@ class MlflowRegistry:
             self._download(model_version, info.run_id, info.bundle, info.bundle_sha256, Path(scratch)).rename(into)
         return into
 
+    def attach_document(self, model_version: ModelVersion, name: str, content: bytes | None) -> None:
+        """See `registry.ports.ModelRegistry`. Raises UsageError for a version that no run made."""
+        tag, info = _document_tag(name), self.version(model_version)
+        if info.run_id is None:
+            raise no_run(model_version)
+        if content is None:
+            self.set_tag(model_version, tag, "")
+            return
+        sha256 = hashlib.sha256(content).hexdigest()
+        file = f"{sha256[:16]}.json"
+        with tempfile.TemporaryDirectory(prefix="modelway-document-") as scratch, self._translated(), self._transfer:
+            (Path(scratch) / file).write_bytes(content)
+            self._client.log_artifact(info.run_id, str(Path(scratch) / file), f"documents/{name}")
+        location = f"documents/{name}/{file}"
+        self._read_document(model_version, info.run_id, location, sha256)
+        self.set_tag(model_version, tag, f"{location}{_DIGEST_MARK}{sha256}")
+
+    def document(self, model_version: ModelVersion, name: str) -> bytes | None:
+        """See `registry.ports.ModelRegistry`."""
+        info = self.version(model_version)
+        location, mark, sha256 = info.tags.get(_document_tag(name), "").partition(_DIGEST_MARK)
+        if not mark or info.run_id is None:
+            return None
+        return self._read_document(model_version, info.run_id, location, sha256)
+
     # --- with MLflow
+
+    def _read_document(self, model_version: ModelVersion, run_id: str, location: str, sha256: str) -> bytes:
+        """Raises Corrupt if it is gone or is not what was stored."""
+        content = None
+        folder = location.rpartition("/")[0]
+        with tempfile.TemporaryDirectory(prefix="modelway-document-") as scratch, self._translated(), self._transfer:
+            if location in {file.path for file in self._client.list_artifacts(run_id, folder)}:
+                content = Path(self._client.download_artifacts(run_id, location, scratch)).read_bytes()
+        if content is None or hashlib.sha256(content).hexdigest() != sha256:
+            raise Corrupt(f"a stored document of {model_version} is {'gone' if content is None else 'not what it was'} ({location})")
+        return content
 
     @property
     def _client(self) -> MlflowClient:
@@ -214,6 +256,12 @@ class MlflowRegistry:
             f"MLflow does not answer ({_without_password(self._uri)}: {reason})",
             "Check that it runs (`modelway status`) and that MODELWAY_TRACKING_URI is right.",
         )
+
+
+def _document_tag(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,99}", name):
+        raise UsageError(f"invalid name of a document ({name!r})", "Use lower-case letters, digits, '-' and '.'.")
+    return f"modelway.{name}"
 
 
 class _HttpSettings:

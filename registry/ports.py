@@ -65,6 +65,16 @@ class ModelRegistry(Protocol):
         Raises NotFound (never exported), Corrupt.
         """
 
+    def attach_document(self, model_version: ModelVersion, name: str, content: bytes | None) -> None:
+        """Keep a small document with the version, in place of an earlier one of that name; None takes it away.
+
+        Stored beside the bundle under its digest and read back before the version's tag moves to it, as a bundle is.
+        `name` is a word of lower-case letters, digits, `-` and `.`. Idempotent. Raises NotFound.
+        """
+
+    def document(self, model_version: ModelVersion, name: str) -> bytes | None:
+        """The document of that name, its digest checked; None if there is none. Raises NotFound (no such version), Corrupt."""
+
 
 class Ledger(Protocol):
     """The append-only, hash-chained record of releases and events. Safe for many threads and processes.

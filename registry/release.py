@@ -66,6 +66,8 @@ class ReleaseDraft:
             which has the digest of every file in it.
         archive_sha256: Digest of the archive file, 64 hex digits.
         certificate_sha256: Digest of the certificate that the gate read, 64 hex digits.
+        options: The runtime options that the archive was built with, as its manifest has them, so that the very same one can be
+            built again after a tuning or a change of settings; None for a release that was made before they were recorded.
     """
 
     model: str
@@ -80,6 +82,12 @@ class ReleaseDraft:
     strategy: Strategy
     actor: str
     reason: str
+    options: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    @property
+    def num_workers(self) -> int | None:
+        """Workers that it wants on each node; None leaves it to the platform's setting."""
+        return int((self.options or {}).get("num_workers", 0)) or None
 
     @property
     def model_version(self) -> ModelVersion:
@@ -110,6 +118,7 @@ class ReleaseDraft:
             "strategy": self.strategy.to_json(),
             "actor": self.actor,
             "reason": self.reason,
+            "options": dict(self.options) if self.options is not None else None,
         }
 
     def numbered(self, release_id: int, *, replaces: int | None, at: datetime) -> Release:

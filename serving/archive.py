@@ -49,14 +49,21 @@ class RuntimeOptions:
         intra_op_threads: Threads that one run may use.
         max_rows: Rows that one request, and one run, may have.
         check_finite: Answer 500 instead of NaN or infinity.
+        batch_size: Requests that a worker runs together, at most; 0 leaves it to the node's setting.
+        num_workers: Workers on each node; 0 leaves it to the platform's setting. The workers do not read it: it is here so that
+            one digest stands for everything that a tuning decides.
     """
 
     provider: str = "CPUExecutionProvider"
     intra_op_threads: int = 1
     max_rows: int = 1024
     check_finite: bool = True
+    batch_size: int = 0
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
+        if self.batch_size < 0 or self.num_workers < 0:
+            raise UsageError(f"runtime options must be 0 or more (batch_size={self.batch_size}, num_workers={self.num_workers})")
         if self.intra_op_threads < 1 or self.max_rows < 1:
             raise UsageError(f"runtime options must be 1 or more (intra_op_threads={self.intra_op_threads}, max_rows={self.max_rows})")
 

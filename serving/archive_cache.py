@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from registry.bundle import Bundle, sha256_file
@@ -15,6 +15,7 @@ from registry.names import ModelVersion
 from registry.ports import ModelRegistry
 from registry.release import ReleaseDraft
 from registry.signature import Signature
+from registry.tuning import read_tuning
 from serving.archive import Archive, RuntimeOptions, build_archive
 
 
@@ -27,6 +28,7 @@ class BuiltArchive:
     certificate: Certificate
     certificate_sha256: str
     signature: Signature
+    options: RuntimeOptions
 
 
 class ArchiveCache:
@@ -37,8 +39,11 @@ class ArchiveCache:
         self._registry = registry
         self._options = options
 
-    def build(self, version: ModelVersion, variant: str | None) -> BuiltArchive:
+    def build(self, version: ModelVersion, variant: str | None, options: RuntimeOptions | None = None) -> BuiltArchive:
         """Fetch the version's bundle, choose the variant (None: the fastest that passes) and build its archive.
+
+        Args:
+            options: None takes the settings' with what `modelway tune` found for the variant over them.
 
         Raises:
             NotFound: Unknown version or variant.
@@ -53,13 +58,22 @@ class ArchiveCache:
         with tempfile.TemporaryDirectory(prefix=".build-", dir=self._directory) as scratch:
             bundle = Bundle.open(self._registry.fetch_bundle(version, Path(scratch) / "bundle"), expected_sha256=info.bundle_sha256)
             chosen = choose_variant({name: bundle.certificate(name) for name in bundle.variants()}, variant)
+            options = options or self._tuned_options(version, chosen, bundle.sha256)
             return BuiltArchive(
-                archive=build_archive(bundle, chosen, version, self._directory, self._options),
+                archive=build_archive(bundle, chosen, version, self._directory, options),
                 variant=chosen,
                 certificate=bundle.certificate(chosen),
                 certificate_sha256=bundle.certificate_sha256(chosen),
                 signature=bundle.signature(),
+                options=options,
             )
+
+    def _tuned_options(self, version: ModelVersion, variant: str, bundle_sha256: str) -> RuntimeOptions:
+        tuning = read_tuning(self._registry, version, variant, bundle_sha256)
+        if tuning is None:
+            return self._options
+        layout = tuning.layout
+        return replace(self._options, intra_op_threads=layout.num_threads, batch_size=layout.batch_size, num_workers=layout.num_workers)
 
     def ensure(self, release: ReleaseDraft) -> Path:
         """Path of the release's archive, digest checked; built again from the registry if it is gone or damaged.
@@ -73,7 +87,8 @@ class ArchiveCache:
             return path
         path.unlink(missing_ok=True)
         try:
-            rebuilt = self.build(release.model_version, release.variant).archive
+            options = RuntimeOptions(**release.options) if release.options is not None else self._options
+            rebuilt = self.build(release.model_version, release.variant, options).archive
         except (Refused, NotFound) as error:
             raise NotFound(f"archive {release.archive} is gone and cannot be built again ({error})") from error
         if (rebuilt.name, rebuilt.sha256) != (release.archive, release.archive_sha256):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from registry.errors import Conflict, NotFound, Refused
@@ -105,6 +105,7 @@ class ReleaseService:
             strategy=request.strategy or default_strategy(channel),
             actor=request.actor,
             reason=request.reason,
+            options=asdict(built.options),
         )
         existing = _already_promoted(channel, draft)
         if existing is None and channel.candidate is not None:

@@ -39,12 +39,12 @@ class ModelwayHandler:
             # The reason is in the log line above; TorchServe prints a chain of tracebacks twice.
             raise RuntimeError(f"refused to serve {engine_version}: {reason}") from None
         importlib.import_module(f"{_RUNTIME}.torchserve_reader").install()
-        self._open_socket(str(context.manifest["model"]["modelName"]), engine_version)
+        self._open_socket(Path(properties["model_dir"]), str(context.manifest["model"]["modelName"]), engine_version)
         status.ready()
         # TorchServe's worker logs several lines per request at INFO, each of which costs as much as a small model.
         logging.getLogger().setLevel(logging.WARNING)
 
-    def _open_socket(self, model: str, engine_version: str) -> None:
+    def _open_socket(self, root: Path, model: str, engine_version: str) -> None:
         """Answer on the worker's own socket too, if the node wants that; without it the engine's front still serves."""
         sockets = importlib.import_module(f"{_RUNTIME}.sockets")
         path = sockets.path_of_this_process(model, engine_version)
@@ -52,7 +52,9 @@ class ModelwayHandler:
             return
         try:
             listener = importlib.import_module(f"{_RUNTIME}.listener")
-            self._listener = listener.Listener(self._core, path, model, engine_version, listener.limits_from_environment())
+            batch_size = importlib.import_module(f"{_RUNTIME}.files").options(root).get("batch_size", 0)
+            limits = listener.limits_from_environment(batch_size=batch_size)
+            self._listener = listener.Listener(self._core, path, model, engine_version, limits)
             self._listener.start()
         except (ImportError, OSError, ValueError, TypeError) as error:
             _logger.error("no socket of its own for %s: %s", engine_version, " ".join(str(error).split()))

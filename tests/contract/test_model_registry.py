@@ -34,6 +34,8 @@ class Place(Protocol):
 
     def damage(self, version: ModelVersion, file: str, content: bytes | None) -> None: ...
 
+    def damage_document(self, version: ModelVersion, name: str, content: bytes) -> None: ...
+
 
 class ModelRegistryContract:
     @pytest.fixture
@@ -200,6 +202,38 @@ class ModelRegistryContract:
         with pytest.raises(UsageError, match=f"{version} was made by no run"):
             place.registry.attach_bundle(version, bundle.root)
 
+    def test_a_document_comes_back_as_it_was_and_can_be_replaced_and_taken_away(self, place: Place, model: str, bundle: Bundle) -> None:
+        version, other = place.register(model), place.register(model)
+        place.registry.attach_bundle(version, bundle.root)
+        assert place.registry.document(version, "tuning.onnx-fp32") is None
+        for content in (b'{"a":1}', b'{"a":2}', b'{"a":1}'):
+            place.registry.attach_document(version, "tuning.onnx-fp32", content)
+            assert place.registry.document(version, "tuning.onnx-fp32") == content
+        assert place.registry.document(version, "tuning.torchscript-fp32") is None
+        assert place.registry.document(other, "tuning.onnx-fp32") is None
+        assert place.registry.version(version).bundle_sha256 == bundle.sha256  # which stays what it was
+        for _ in range(2):
+            place.registry.attach_document(version, "tuning.onnx-fp32", None)
+            assert place.registry.document(version, "tuning.onnx-fp32") is None
+
+    def test_a_damaged_document_is_noticed(self, place: Place, model: str) -> None:
+        version = place.register(model)
+        place.registry.attach_document(version, "tuning.onnx-fp32", b'{"a":1}')
+        place.damage_document(version, "tuning.onnx-fp32", b'{"a":2}')
+        with pytest.raises(Corrupt, match=f"a stored document of {version} is not what it was"):
+            place.registry.document(version, "tuning.onnx-fp32")
+
+    def test_a_document_needs_a_version_a_run_and_a_name(self, place: Place, model: str) -> None:
+        version, without_run = place.register(model), place.register(model, with_run=False)
+        with pytest.raises(UsageError, match=f"{without_run} was made by no run"):
+            place.registry.attach_document(without_run, "tuning", b"{}")
+        for call in (lambda v: place.registry.attach_document(v, "tuning", b"{}"), lambda v: place.registry.document(v, "tuning")):
+            with pytest.raises(NotFound):
+                call(ModelVersion(model, 99))
+        for name in ("", "../x", "A", "x/y", "@sha256:"):
+            with pytest.raises(UsageError, match="invalid name of a document"):
+                place.registry.attach_document(version, name, b"{}")
+
 
 def files(root: Path) -> dict[str, bytes]:
     """Relative path -> content."""
@@ -219,6 +253,9 @@ class MemoryPlace:
     def damage(self, version: ModelVersion, file: str, content: bytes | None) -> None:
         self.registry.damage(version, file, content)
 
+    def damage_document(self, version: ModelVersion, name: str, content: bytes) -> None:
+        self.registry.damage_document(version, name, content)
+
 
 @dataclass(frozen=True)
 class MlflowPlace:
@@ -237,6 +274,10 @@ class MlflowPlace:
         (directory / file).unlink(missing_ok=True)
         if content is not None:
             (directory / file).write_bytes(content)
+
+    def damage_document(self, version: ModelVersion, name: str, content: bytes) -> None:
+        (file,) = self.store.artifacts.glob(f"**/{self.registry.version(version).run_id}/artifacts/documents/{name}/*.json")
+        file.write_bytes(content)
 
 
 class TestMemoryRegistry(ModelRegistryContract):

@@ -8,6 +8,8 @@ registry.down = True                          # every call raises Unavailable
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from registry.bundle import Bundle
-from registry.errors import Corrupt, NotFound, Unavailable
+from registry.errors import Corrupt, NotFound, Unavailable, UsageError
 from registry.names import ModelVersion, check_channel, check_model_name
 from registry.ports import VersionInfo
 from registry.registry_refusals import never_exported, no_run, not_new, unknown_model, unknown_version
@@ -33,6 +35,7 @@ class MemoryRegistry:
         self._versions: dict[str, list[VersionInfo]] = {}
         self._aliases: dict[str, dict[str, int]] = {}
         self._bundles: dict[tuple[ModelVersion, str], Files] = {}
+        self._documents: dict[tuple[ModelVersion, str], tuple[bytes, str]] = {}
 
     def register_model(self, model: str) -> None:
         """Make a model without versions, if there is none."""
@@ -130,6 +133,28 @@ class MemoryRegistry:
             shutil.rmtree(into)
             raise Corrupt(f"the stored bundle of {model_version} is not what it was ({error.what})", "Export the version again.") from error
         return into
+
+    def attach_document(self, model_version: ModelVersion, name: str, content: bytes | None) -> None:
+        with self._lock:
+            if self.version(model_version).run_id is None:
+                raise no_run(model_version)
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,99}", name):
+                raise UsageError(f"invalid name of a document ({name!r})")
+            self._documents.pop((model_version, name), None)
+            if content is not None:
+                self._documents[model_version, name] = (content, hashlib.sha256(content).hexdigest())
+
+    def document(self, model_version: ModelVersion, name: str) -> bytes | None:
+        with self._lock:
+            self.version(model_version)
+            content, sha256 = self._documents.get((model_version, name), (None, ""))
+        if content is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise Corrupt(f"a stored document of {model_version} is not what it was ({name})")
+        return content
+
+    def damage_document(self, model_version: ModelVersion, name: str, content: bytes) -> None:
+        """Replace the stored content behind the registry's back."""
+        self._documents[model_version, name] = (content, self._documents[model_version, name][1])
 
     def _replace(self, info: VersionInfo) -> None:
         versions = self._versions[info.model_version.model]

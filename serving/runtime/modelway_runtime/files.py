@@ -28,6 +28,11 @@ def engine_version(root: Path) -> str:
     return _manifest(root)[1]
 
 
+def options(root: Path) -> dict[str, Any]:
+    """How an unpacked archive wants to be run, by its manifest. Raises LoadError."""
+    return dict(_manifest(root)[0]["options"])
+
+
 def check(root: Path, engine_version: str) -> dict[str, Any]:
     """Check every file of an unpacked archive; return the manifest.
 

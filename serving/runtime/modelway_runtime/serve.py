@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--archive", type=Path, required=True, help="directory of the unpacked archive")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
     parser.add_argument("--threads", type=int, default=0, help="threads of one run, instead of what the archive says")
-    parser.add_argument("--batch-size", type=int, default=0, help="requests that run together, instead of the default")
+    parser.add_argument("--batch-size", type=int, default=0, help="requests that run together, instead of what the archive says")
     parser.add_argument("--until-eof", action="store_true", help="end when stdin is closed")
     arguments = parser.parse_args(argv)
     try:
@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     model = str(json.loads((arguments.archive / files.MANIFEST).read_text())["model"])
-    listener = Listener(core, arguments.socket, model, engine_version, limits_from_environment(batch_size=arguments.batch_size))
+    batch_size = arguments.batch_size or files.options(arguments.archive).get("batch_size", 0)
+    listener = Listener(core, arguments.socket, model, engine_version, limits_from_environment(batch_size=batch_size))
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
