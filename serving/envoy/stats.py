@@ -19,6 +19,7 @@ _RELEASE = re.compile(r"release-(\d+)")
 # Envoy's own names, before they are turned into Prometheus ones; only these are asked for.
 FILTER = (
     r"^(cluster\.release-\d+\.upstream_rq_(active|pending_active|completed|5xx|time|retry_success)"
+    r"|cluster\.release-\d+\.upstream_cx_destroy_remote_with_active_rq"
     r"|cluster_manager\.warming_clusters"
     r"|(cluster_manager\.cds|http\.gateway\.rds\.modelway)\.(update_(success|failure|rejected)|version_text)"
     r"|http\.gateway\.downstream_(cx|rq)_active"
@@ -107,13 +108,21 @@ def parse(text: str) -> Snapshot:
         counters={
             release_id: ReleaseCounters(
                 num_requests=values.get("envoy_cluster_upstream_rq_completed", 0),
-                # A request that had to be asked again of another worker is one that the release failed.
-                num_errors=values.get("envoy_cluster_upstream_rq_xx", 0) + values.get("envoy_cluster_upstream_rq_retry_success", 0),
+                num_errors=values.get("envoy_cluster_upstream_rq_xx", 0) + _num_deaths_hidden(values),
                 latency_buckets=buckets.get(release_id, {}),
             )
             for release_id, values in releases.items()
         },
     )
+
+
+def _num_deaths_hidden(values: Mapping[str, int]) -> int:
+    """Requests over which a worker died and that another one answered: clients saw nothing, but the release failed them.
+
+    A connect that failed is the node's fault, not the model's, and counts for nothing.
+    """
+    deaths = values.get("envoy_cluster_upstream_cx_destroy_remote_with_active_rq", 0)
+    return min(deaths, values.get("envoy_cluster_upstream_rq_retry_success", 0))
 
 
 def _updates(prefix: str, numbers: Mapping[str, int], versions: Mapping[str, str]) -> Updates:

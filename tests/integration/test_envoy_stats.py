@@ -84,6 +84,15 @@ def test_a_retried_connect_counts_once_and_as_what_it_became(envoy: RunningEnvoy
     assert (counted(envoy).num_requests, counted(envoy).num_errors) == (20, 0)
 
 
+def test_a_request_over_which_a_worker_died_counts_as_an_error_though_another_answered(envoy: RunningEnvoy, node: UdsServer) -> None:
+    with UdsServer(envoy.sockets / "worker.sock") as worker:
+        worker.drops_predictions = True
+        envoy.gateway.apply(live(backend(1, node.socket, workers=[worker.socket])))
+        assert ask(envoy) == [200]
+        assert (len(worker.predictions), len(node.predictions)) == (1, 1)
+        assert (counted(envoy).num_requests, counted(envoy).num_errors) == (1, 1)
+
+
 def test_refusals_that_are_no_models_fault_count_for_no_release(node: UdsServer) -> None:
     with RunningEnvoy(max_body_bytes=10) as envoy:
         envoy.gateway.apply(live(backend(1, node.socket)))

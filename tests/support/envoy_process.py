@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,9 @@ from support.ports import free_port
 SIGNATURE = Signature((TensorSpec("input", "FP32", (-1, 4)),), (TensorSpec("logits", "FP32", (-1, 3)),))
 
 
-def backend(release_id: int, *sockets: Path | str, version: int | None = None, model: str = "digits") -> Backend:
+def backend(
+    release_id: int, *sockets: Path | str, version: int | None = None, model: str = "digits", workers: Sequence[Path | str] = ()
+) -> Backend:
     """A release of `digits` behind those sockets; its version is its number unless said otherwise."""
     version = version or release_id
     return Backend(
@@ -31,6 +34,7 @@ def backend(release_id: int, *sockets: Path | str, version: int | None = None, m
         engine_version=f"{version}-onnx-fp32-{release_id:012x}",
         signature=SIGNATURE,
         sockets=tuple(map(str, sockets)),
+        worker_sockets=tuple(map(str, workers)),
     )
 
 

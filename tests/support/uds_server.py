@@ -33,6 +33,7 @@ class UdsServer:
         self.name = name
         self.status = 200
         self.delay_s = 0.0
+        self.drops_predictions = False  # hang up on a POST, as a worker that dies over it does
         self.response_headers: dict[str, str] = {}
         self.requests: list[SeenRequest] = []
         self._loop = asyncio.new_event_loop()
@@ -54,6 +55,11 @@ class UdsServer:
             self._thread.join(5)
         self.socket.unlink(missing_ok=True)
 
+    @property
+    def predictions(self) -> list[SeenRequest]:
+        """Of the requests that reached it, those that are no health check."""
+        return [request for request in self.requests if request.method == "POST"]
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(asyncio.start_unix_server(self._serve, str(self.socket), backlog=1024))
@@ -70,7 +76,11 @@ class UdsServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             while True:
-                writer.write(await self._answer(await _read_request(reader)))
+                request = await _read_request(reader)
+                answer = await self._answer(request)
+                if self.drops_predictions and request.method == "POST":
+                    break
+                writer.write(answer)
                 await writer.drain()
         writer.close()
 
