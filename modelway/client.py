@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -44,12 +46,22 @@ class Client:
         url: The gateway.
         channel: The channel that is asked; None means production.
         timeout_s: Seconds for one call.
+        api_key: The key that the gateway asks for; empty if it asks for none.
+        ca_file: PEM certificates to trust instead of the system's. Raises UsageError if it cannot be read.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8080", *, channel: str | None = None, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        *,
+        channel: str | None = None,
+        timeout_s: float = 30.0,
+        api_key: str = "",
+        ca_file: Path | None = None,
+    ) -> None:
         self._url = url
-        headers = {"x-modelway-channel": channel} if channel else {}
-        self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=headers)
+        headers = ({"x-modelway-channel": channel} if channel else {}) | ({"x-api-key": api_key} if api_key else {})
+        self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=headers, verify=tls_context(ca_file))
         self._signatures: dict[str, Signature] = {}
 
     def __enter__(self) -> Client:
@@ -110,6 +122,16 @@ class Client:
         if not response.is_success:
             raise _error_of(response)
         return response
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
+    """What httpx verifies servers with. Raises UsageError if the file cannot be read."""
+    if ca_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"cannot use the certificates to trust ({ca_file}: {error})", "Name a readable PEM file.") from error
 
 
 def _error_of(response: httpx.Response) -> ModelwayError:

@@ -25,6 +25,7 @@ from registry.ledger_sql import SqlLedger
 from registry.mlflow_registry import MlflowRegistry
 from registry.view import LedgerView
 from serving import envoy, torchserve
+from serving.api_keys import KeyFile
 from serving.archive import RuntimeOptions
 from serving.archive_cache import ArchiveCache
 from serving.plan import PlanPolicy
@@ -121,7 +122,7 @@ class NodeKeys(Mapping[str, str]):
 
 
 def build_gateway(settings: Settings) -> tuple[envoy.EnvoyGateway, envoy.EnvoyConfig]:
-    """The gateway's adapter and its configuration."""
+    """The gateway's adapter and its configuration. Raises UsageError if its API keys or its certificate cannot be used."""
     config = envoy.EnvoyConfig(
         host=settings.gateway_host,
         port=settings.gateway_port,
@@ -131,9 +132,23 @@ def build_gateway(settings: Settings) -> tuple[envoy.EnvoyGateway, envoy.EnvoyCo
         access_log=settings.logs / "access.jsonl",
         concurrency=settings.gateway_concurrency,
         request_timeout_s=settings.request_timeout_s,
+        receive_timeout_s=settings.gateway_receive_timeout_s,
+        header_timeout_s=settings.gateway_header_timeout_s,
+        idle_timeout_s=settings.gateway_idle_timeout_s,
         max_body_bytes=settings.max_body_bytes,
+        max_header_kib=settings.gateway_max_header_kib,
+        max_connections=settings.gateway_max_connections,
+        max_memory_mib=settings.gateway_max_memory_mb,
+        max_active_requests=settings.gateway_max_active_requests,
+        max_pending_requests=settings.gateway_max_pending_requests,
+        tls_certificate=settings.gateway_tls_certificate,
+        tls_key=settings.gateway_tls_key,
+        api_keys=None if settings.api_keys_file is None else KeyFile(settings.api_keys_file),
+        cors_allow_origins=tuple(origin.strip() for origin in settings.cors_allow_origins.split(",") if origin.strip()),
+        access_log_max_bytes=settings.access_log_max_mb << 20,
         inference_keys=NodeKeys([torchserve.TorchServeNode(node) for node in build_nodes(settings)]),
     )
+    envoy.check(config)
     return envoy.EnvoyGateway(config), config
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from modelway.client import Client
 from modelway.composition import open_registry, open_tracking
 from modelway.control import ControlClient, Json
+from modelway.gateway_access import open_client, open_load
 from modelway.load import Answer, OpenLoopLoad
 from modelway.settings import Settings
 from registry.errors import ModelwayError, NotFound, Refused
@@ -97,12 +98,12 @@ def run_releases(settings: Settings, say: Say) -> Json:
     from training.data.digits import held_out  # noqa: PLC0415  scikit-learn costs a second
 
     images, labels = held_out()
-    with ControlClient(settings.control_url) as control, Client(settings.gateway_url) as client:
+    with ControlClient(settings.control_url) as control, open_client(settings) as client:
         ensure_live(control, settings, 1, say)
         facts: Json = {"accuracy": measure_accuracy(client, images, labels, say)}
         facts |= measure_latency(client, images, say)
         payloads = [_payload(image) for image in images]
-        with OpenLoopLoad(url=f"{settings.gateway_url}/v2/models/{MODEL}/infer", payloads=payloads, requests_per_s=REQUESTS_PER_S) as load:
+        with open_load(settings, f"/v2/models/{MODEL}/infer", payloads, REQUESTS_PER_S) as load:
             promoted = _timed(lambda: promote(control, settings, 2, steps=CANARY_STEPS, reason="demo: the wider network"))
             rolled_back = _timed(lambda: roll_back(control, settings, reason="demo: going back"))
             time.sleep(1.0)  # let the load see the version that it went back to

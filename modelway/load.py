@@ -8,9 +8,10 @@ https://www.scylladb.com/2021/04/22/on-coordinated-omission/.)
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,8 @@ class OpenLoopLoad:
         payloads: JSON bodies, sent in turn.
         requests_per_s: Arrivals per second, evenly spaced.
         timeout_s: After that many seconds a request counts as failed.
+        headers: Sent with each request, beside the content type.
+        verify: What httpx verifies the server's certificate with.
         answers: What became of each request, in the order in which they ended.
     """
 
@@ -63,6 +66,8 @@ class OpenLoopLoad:
     payloads: Sequence[bytes]
     requests_per_s: float = 200.0
     timeout_s: float = 10.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    verify: ssl.SSLContext | bool = True
     answers: list[Answer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -92,7 +97,7 @@ class OpenLoopLoad:
 
     async def _run(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=_CONNECTIONS)
-        async with httpx.AsyncClient(timeout=self.timeout_s, limits=limits) as client:
+        async with httpx.AsyncClient(timeout=self.timeout_s, limits=limits, headers=dict(self.headers), verify=self.verify) as client:
             started, sent, pending = time.monotonic(), 0, set[asyncio.Task[None]]()
             while not self._stop.is_set():
                 due = started + sent / self.requests_per_s

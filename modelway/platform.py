@@ -129,6 +129,7 @@ def _gateway(settings: Settings) -> Child:
         ready=gateway.ready,
         prepare=lambda: envoy.prepare(config),
         drain=lambda: gateway.drain(_DRAIN_TIMEOUT_S),
+        tend=lambda: envoy.rotate_access_log(config),
     )
 
 

@@ -34,17 +34,22 @@ SOCKET_PATH_BYTES = 103
 # What is left for a name under `socket_dir`; longer names must be shortened by a digest.
 SOCKET_NAME_BYTES = 48
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  read, never bound
-_URLS = ("tracking_uri", "mlflow_store_url", "ledger_url", "control_url")  # may hold a password: never printed whole
+_URLS = ("tracking_uri", "mlflow_store_url", "ledger_url", "control_url", "gateway_url")  # may hold a password: never printed whole
+
+
+_OPERATORS_FILES = ("gateway_tls_certificate", "gateway_tls_key", "gateway_ca_file", "api_keys_file")
+_SECRETS = ("api_key",)  # never printed, and handed to no child process
 
 
 def _port(default: int, description: str) -> Any:
     return Field(default=default, ge=1, le=65535, description=description)
 
 
-def base_url(host: str, port: int) -> str:
+def base_url(host: str, port: int, *, tls: bool = False) -> str:
     """The URL at which a local client reaches a listener, also one that listens on every address."""
     host = _WILDCARD_HOSTS.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _operating_system_user() -> str:
@@ -64,6 +69,26 @@ class Settings(BaseSettings):
     gateway_host: str = Field(default="127.0.0.1", description="Address that the gateway listens on; clients reach nothing else.")
     gateway_port: int = _port(8080, "Port of the gateway.")
     gateway_concurrency: int = Field(default=2, ge=1, le=256, description="Worker threads of the gateway.")
+    gateway_tls_certificate: Path | None = Field(
+        default=None, description="PEM certificate chain of the gateway; with it the gateway speaks TLS only. Followed when it is replaced."
+    )
+    gateway_tls_key: Path | None = Field(default=None, description="PEM key of that certificate; readable by this user only.")
+    gateway_url: str = Field(
+        default_factory=lambda data: base_url(
+            data["gateway_host"], data["gateway_port"], tls=data.get("gateway_tls_certificate") is not None
+        ),
+        description="Where the command line finds the gateway; by default on this machine. With TLS its host must be in the certificate.",
+    )
+    gateway_ca_file: Path | None = Field(
+        default=None, description="PEM certificates that the command line trusts for the gateway; by default those of the system."
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="File of API keys (modelway keys); with it the gateway answers nobody without a key. Followed."
+    )
+    api_key: str = Field(default="", description="The key that the command line itself sends to the gateway.")
+    cors_allow_origins: str = Field(
+        default="", description="Origins, separated by commas, whose web pages may call the gateway; * for all. Empty: none."
+    )
     control_host: str = Field(default="127.0.0.1", description="Address that the control API listens on.")
     control_port: int = _port(8085, "Port of the control API.")
     control_url: str = Field(
@@ -96,6 +121,30 @@ class Settings(BaseSettings):
 
     request_timeout_s: float = Field(default=30.0, gt=0, le=3600, description="Seconds after which the gateway gives a request up.")
     max_body_bytes: int = Field(default=16 << 20, ge=1024, le=2_000_000_000, description="Largest request body that the gateway accepts.")
+    gateway_max_connections: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="Client connections to the gateway in all; further ones are closed."
+    )
+    gateway_max_active_requests: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Requests in flight per release; further ones wait, see the next."
+    )
+    gateway_max_pending_requests: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Requests per release that wait for a connection; further ones are answered 503."
+    )
+    gateway_max_header_kib: int = Field(
+        default=60, ge=1, le=8192, description="Largest request headers in KiB; larger ones are answered 431."
+    )
+    gateway_max_memory_mb: int = Field(
+        default=1024, ge=128, le=1_000_000, description="Memory of the gateway, bodies included, in MiB; near it requests are answered 503."
+    )
+    gateway_header_timeout_s: float = Field(default=10.0, gt=0, le=3600, description="Seconds for a client to send a request's headers.")
+    gateway_receive_timeout_s: float = Field(default=60.0, gt=0, le=3600, description="Seconds for a client to send a whole request.")
+    gateway_idle_timeout_s: float = Field(default=300.0, gt=0, le=86_400, description="Seconds until an unused connection is closed.")
+    access_log_max_mb: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="Size in MiB at which the access log is moved to access.jsonl.1; at most twice that is kept.",
+    )
     load_timeout_s: float = Field(default=120.0, gt=0, le=86_400, description="Seconds that a version may take to load.")
     drain_grace_s: float = Field(default=2.0, ge=0, le=3600, description="Seconds between a route's end and its version's unloading.")
 
@@ -120,12 +169,30 @@ class Settings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         return Path(os.path.abspath(home.expanduser()))  # noqa: PTH100  resolve() would follow a link that the user chose
 
+    @field_validator(*_OPERATORS_FILES)
+    @classmethod
+    def _absolute_file(cls, path: Path | None) -> Path | None:
+        return None if path is None else Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  see above
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: str) -> str:
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ValueError("it has characters that no key has")
+        return key
+
     @field_validator(*_URLS)
     @classmethod
     def _has_scheme(cls, url: str | None) -> str | None:
         if url is not None and not urlsplit(url).scheme:
             raise ValueError("a URL with a scheme is needed")
         return url.rstrip("/") if url and urlsplit(url).scheme in ("http", "https") else url
+
+    @model_validator(mode="after")
+    def _certificate_has_a_key(self) -> Self:
+        if (self.gateway_tls_certificate is None) != (self.gateway_tls_key is None):
+            raise ValueError("gateway_tls_certificate and gateway_tls_key need each other: set both or none")
+        return self
 
     @model_validator(mode="after")
     def _listeners_differ(self) -> Self:
@@ -136,8 +203,8 @@ class Settings(BaseSettings):
         return self
 
     def __repr_args__(self) -> Any:
-        """The fields, without the passwords in URLs."""
-        return [(key, redacted(value) if key in _URLS and value else value) for key, value in super().__repr_args__()]
+        """The fields, without the passwords in URLs and without keys."""
+        return [(key, _shown(key, value)) for key, value in super().__repr_args__()]
 
     def listeners(self) -> dict[str, tuple[str, int]]:
         """Key of the port -> (host, port), of every TCP listener that `up` opens with these settings."""
@@ -160,11 +227,6 @@ class Settings(BaseSettings):
     def mlflow_url(self) -> str:
         """The MLflow server that the platform uses: the user's own or the embedded one."""
         return self.tracking_uri or base_url(self.mlflow_host, self.mlflow_port)
-
-    @property
-    def gateway_url(self) -> str:
-        """Where a client on this machine reaches the gateway."""
-        return base_url(self.gateway_host, self.gateway_port)
 
     @property
     def mlflow_db(self) -> Path:
@@ -220,8 +282,16 @@ class Settings(BaseSettings):
         return Path(f"/tmp/modelway-{os.getuid()}-{digest}")  # noqa: S108  made 0700, refused if another user owns it
 
     def environment(self) -> dict[str, str]:
-        """The settings as `MODELWAY_*` variables, so that a child process loads the same ones. Holds passwords."""
-        return {f"{ENV_PREFIX}{key.upper()}": str(value) for key, value in self.model_dump(mode="json").items() if value is not None}
+        """The settings as `MODELWAY_*` variables, so that a child process loads the same ones. Holds passwords of URLs, no keys."""
+        values = self.model_dump(mode="json", exclude=set(_SECRETS))
+        return {f"{ENV_PREFIX}{key.upper()}": str(value) for key, value in values.items() if value is not None}
+
+
+def _shown(key: str | None, value: Any) -> Any:
+    """A setting's value as messages may have it."""
+    if key in _SECRETS:
+        return "***" if value else value
+    return redacted(str(value)) if key in _URLS and value else value
 
 
 def redacted(url: str) -> str:
@@ -278,8 +348,9 @@ def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
         raise UsageError(f"the settings file is not TOML ({path}: {error})", "Correct that line.") from error
     for key in values.keys() - Settings.model_fields.keys():
         raise UsageError(f"unknown setting ({key} in {path})", nearest(key, set(Settings.model_fields)))
-    if isinstance(home := values.get("home"), str):
-        values["home"] = path.absolute().parent / Path(home).expanduser()
+    for key in ("home", *_OPERATORS_FILES):
+        if isinstance(name := values.get(key), str):
+            values[key] = path.absolute().parent / Path(name).expanduser()
     return values
 
 
@@ -294,7 +365,7 @@ def _usage_error(error: ValidationError, origins: Mapping[str, str]) -> UsageErr
     if key not in Settings.model_fields:
         return UsageError(f"unknown setting ({key})", nearest(key, set(Settings.model_fields)))
     variable = f"{ENV_PREFIX}{key.upper()}"
-    value = redacted(str(first["input"])) if key in _URLS else first["input"]
+    value = _shown(key, first["input"])
     description = Settings.model_fields[key].description or ""
     return UsageError(
         f"invalid setting ({origins.get(key) or variable} = {value}: {message[0].lower()}{message[1:]})",

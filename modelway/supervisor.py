@@ -81,6 +81,7 @@ class Child:
         ready_timeout_s: Seconds after which a start that did not become ready counts as a death.
         prepare: Called before every start, restarts included: writes its files, makes its directories.
         drain: Called before it is told to stop; returns when nothing is in flight any more.
+        tend: Called every few seconds while it is ready, to keep its files small; what it raises is told and tried again.
     """
 
     spec: ProcessSpec
@@ -89,6 +90,7 @@ class Child:
     ready_timeout_s: float = 60.0
     prepare: Callable[[], None] | None = None
     drain: Callable[[], None] | None = None
+    tend: Callable[[], object] | None = None
 
 
 @dataclass(slots=True)
@@ -241,7 +243,15 @@ class Supervisor:
         if now - self._rotated_at_s > _ROTATE_EVERY_S:
             self._rotated_at_s = now
             for slot in self._slots:
-                rotate(slot.child.spec.log)
+                self._tend(slot)
+
+    def _tend(self, slot: _Slot) -> None:
+        rotate(slot.child.spec.log)
+        if slot.child.tend is not None and slot.state is ChildState.READY:
+            try:
+                slot.child.tend()
+            except ModelwayError as error:
+                self._tell(f"{slot.name}: {error}")
 
     def statuses(self) -> list[ChildRecord]:
         """The children as they are now, in order."""

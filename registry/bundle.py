@@ -54,12 +54,16 @@ def canonical_json(data: Any) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` atomically: readers see the old or the new file, also after a crash or a full disk."""
+def write_durably(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Replace `path` by `content` atomically: readers see the old or the new file, also after a crash or a full disk.
+
+    Args:
+        mode: Of the new file, less the process's umask; 0600 for what holds a secret.
+    """
     # Two writers at once must not write into one file, or either could put the other's first half in place.
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        with partial.open("wb") as file:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

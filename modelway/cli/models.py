@@ -123,11 +123,11 @@ def predict(
     modelway predict digits --input images.npy
     echo '[[0.1, 0.2, 0.3, 0.4]]' | modelway predict tabular
     """
-    from modelway.client import Client
+    from modelway.gateway_access import open_client
     from modelway.settings import load_settings
 
     name, version, channel = _parse_target(model)
-    with Client(load_settings().gateway_url, channel=channel) as client:
+    with open_client(load_settings(), channel=channel) as client:
         signature = client.signature(name)
         datatypes = {spec.name: spec.datatype for spec in signature.inputs}
         answer = client.infer_traced(name, _read_inputs(source, datatypes), version=version)

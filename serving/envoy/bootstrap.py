@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from serving.envoy import keys, tls
+from serving.envoy.access_log import access_logs
 from serving.envoy.config import EnvoyConfig
+from serving.envoy.cors import cors_filter
+from serving.envoy.local_replies import local_replies
+from serving.envoy.messages import seconds, set_header, typed
+
+__all__ = ["LATENCY_BOUNDS_MS", "ROUTES_NAME", "STAT_PREFIX", "bootstrap", "seconds", "typed"]
 
 ROUTES_NAME = "modelway"
 STAT_PREFIX = "gateway"
@@ -25,18 +32,6 @@ REQUEST_ID_PATTERN = "^[A-Za-z0-9._:-]+$"
 MAX_REQUEST_ID_CHARS = 128
 _VALID_REQUEST_ID = "x-modelway-valid-request-id"
 
-_TYPE = "type.googleapis.com/envoy.extensions"
-
-
-def typed(name: str, **fields: Any) -> dict[str, Any]:
-    """A typed_config of one of Envoy's extensions."""
-    return {"@type": f"{_TYPE}.{name}", **fields}
-
-
-def seconds(value: float) -> str:
-    """A protobuf duration in JSON."""
-    return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
-
 
 def bootstrap(config: EnvoyConfig) -> dict[str, Any]:
     """The bootstrap document."""
@@ -51,19 +46,42 @@ def bootstrap(config: EnvoyConfig) -> dict[str, Any]:
                 {"match": {"suffix": "upstream_rq_time"}, "buckets": [float(bound) for bound in LATENCY_BOUNDS_MS]},
             ],
         },
-        "overload_manager": {
-            "resource_monitors": [
-                {
-                    "name": "envoy.resource_monitors.global_downstream_max_connections",
-                    "typed_config": typed(
-                        "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-                        max_active_downstream_connections=config.max_connections,
-                    ),
-                }
-            ]
-        },
+        "overload_manager": _overload(config),
         "dynamic_resources": {"cds_config": _file(config, "clusters")},
         "static_resources": {"listeners": [_listener(config)]},
+    }
+
+
+def _overload(config: EnvoyConfig) -> dict[str, Any]:
+    """Connections are counted, and so is memory: bodies are held here whole, and many large ones at once could fill a machine.
+
+    Near the limit Envoy gives free memory back and refuses new requests (503); past it the streams that hold most go first.
+    """
+    heap = "envoy.resource_monitors.fixed_heap"
+    return {
+        "refresh_interval": "0.25s",
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},  # needed to tell which streams hold most
+        "resource_monitors": [
+            {
+                "name": "envoy.resource_monitors.global_downstream_max_connections",
+                "typed_config": typed(
+                    "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=config.max_connections,
+                ),
+            },
+            {
+                "name": heap,
+                "typed_config": typed("resource_monitors.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=config.max_memory_mib << 20),
+            },
+        ],
+        "actions": [
+            {"name": "envoy.overload_actions.shrink_heap", "triggers": [{"name": heap, "threshold": {"value": 0.85}}]},
+            {"name": "envoy.overload_actions.stop_accepting_requests", "triggers": [{"name": heap, "threshold": {"value": 0.9}}]},
+            {
+                "name": "envoy.overload_actions.reset_high_memory_stream",
+                "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.95, "saturation_threshold": 1.0}}],
+            },
+        ],
     }
 
 
@@ -83,7 +101,13 @@ def _listener(config: EnvoyConfig) -> dict[str, Any]:
         "enable_reuse_port": False,
         "connection_balance_config": {"exact_balance": {}},
         "per_connection_buffer_limit_bytes": 1 << 20,
-        "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": _http(config)}]}],
+        "filter_chains": [
+            {
+                "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": _http(config)}],
+                **({"transport_socket": tls.transport_socket(config.tls_file)} if config.tls else {}),
+                "transport_socket_connect_timeout": seconds(config.header_timeout_s),  # of the TLS handshake
+            }
+        ],
     }
 
 
@@ -114,10 +138,12 @@ def _http(config: EnvoyConfig) -> dict[str, Any]:
         preserve_external_request_id=True,
         always_set_request_id_in_response=True,
         request_id_extension={"typed_config": typed("request_id.uuid.v3.UuidRequestIdConfig", pack_trace_reason=False)},
-        early_header_mutation_extensions=[_early_mutation()],
-        access_log=[_access_log(config)],
-        local_reply_config=_local_replies(config),
+        early_header_mutation_extensions=[_early_mutation(config)],
+        access_log=access_logs(config),
+        local_reply_config=local_replies(config),
         http_filters=[
+            cors_filter(),
+            *(keys.filters() if config.api_keys is not None else []),
             {
                 # A whole request is held here before a worker sees it: a slow client never occupies one.
                 "name": "envoy.filters.http.buffer",
@@ -128,7 +154,7 @@ def _http(config: EnvoyConfig) -> dict[str, Any]:
     )
 
 
-def _early_mutation() -> dict[str, Any]:
+def _early_mutation(config: EnvoyConfig) -> dict[str, Any]:
     sent = "request.headers['x-request-id']"
     valid = f"'x-request-id' in request.headers && size({sent}) <= {MAX_REQUEST_ID_CHARS} && {sent}.matches('{REQUEST_ID_PATTERN}')"
     return {
@@ -138,84 +164,13 @@ def _early_mutation() -> dict[str, Any]:
             # In order. An empty value is not written, so a valid id survives the detour and nothing else does.
             mutations=[
                 {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}},
-                {"remove": "authorization"},
+                *keys.early_mutations(enforced=config.api_keys is not None),
                 {"remove": "x-modelway-protocol"},
                 {"remove": _VALID_REQUEST_ID},
-                _set(_VALID_REQUEST_ID, f"%CEL({valid} ? {sent} : '')%"),
+                set_header(_VALID_REQUEST_ID, f"%CEL({valid} ? {sent} : '')%"),
                 {"remove": "x-request-id"},
-                _set("x-request-id", f"%REQ({_VALID_REQUEST_ID})%"),
+                set_header("x-request-id", f"%REQ({_VALID_REQUEST_ID})%"),
                 {"remove": _VALID_REQUEST_ID},
             ],
         ),
     }
-
-
-def _set(key: str, value: str) -> dict[str, Any]:
-    return {"append": {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}
-
-
-def _access_log(config: EnvoyConfig) -> dict[str, Any]:
-    return {
-        "name": "envoy.access_loggers.file",
-        "typed_config": typed(
-            "access_loggers.file.v3.FileAccessLog",
-            path=str(config.access_log),
-            log_format={
-                "json_format": {
-                    "time": "%START_TIME%",
-                    "request_id": "%REQ(X-REQUEST-ID)%",
-                    "method": "%REQ(:METHOD)%",
-                    "path": "%PATH(NQ:ORIG_OR_PATH):512%",
-                    "channel": "%REQ(X-MODELWAY-CHANNEL):64%",
-                    "cluster": "%UPSTREAM_CLUSTER%",
-                    "release": "%RESP(X-MODELWAY-RELEASE)%",
-                    "version": "%RESP(X-MODELWAY-VERSION)%",
-                    "status": "%RESPONSE_CODE%",
-                    "flags": "%RESPONSE_FLAGS%",
-                    "detail": "%RESPONSE_CODE_DETAILS%",
-                    "duration_ms": "%DURATION%",
-                    "received_bytes": "%BYTES_RECEIVED%",
-                    "sent_bytes": "%BYTES_SENT%",
-                    "upstream": "%UPSTREAM_HOST%",
-                    "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-                }
-            },
-        ),
-    }
-
-
-def _local_replies(config: EnvoyConfig) -> dict[str, Any]:
-    """Every answer from 400 on that Envoy itself gives becomes `{"error": ...}`; metadata answers stay as they are."""
-    limit = f"{config.max_body_bytes / (1 << 20):g} MiB"
-    return {
-        "mappers": [
-            _mapper(
-                _flag("UT"), f"the model did not answer within {config.request_timeout_s:g} s; send a smaller batch or ask again later"
-            ),
-            _mapper(_flag("UO"), "the model has too many requests in flight; ask again later", retry_after=True),
-            _mapper(_flag("UH", "UF", "UC", "UR", "LR", "NC"), "no worker of the model answers; ask again later", retry_after=True),
-            _mapper(_status("EQ", 413), f"the request body is larger than {limit}; send a smaller batch"),
-            _mapper(_status("EQ", 431), f"the request headers are larger than {config.max_header_kib} KiB; send fewer or smaller ones"),
-            _mapper(_status("EQ", 408), "the request did not arrive in time; send it again"),
-            _mapper(_status("GE", 400), "%LOCAL_REPLY_BODY%"),
-        ]
-    }
-
-
-def _mapper(match: dict[str, Any], text: str, *, retry_after: bool = False) -> dict[str, Any]:
-    header = {"header": {"key": "retry-after", "value": "1"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-    return {
-        "filter": match,
-        "body_format_override": {"json_format": {"error": text}, "content_type": "application/json"},
-        **({"headers_to_add": [header]} if retry_after else {}),
-    }
-
-
-def _flag(*flags: str) -> dict[str, Any]:
-    return {"response_flag_filter": {"flags": list(flags)}}
-
-
-def _status(comparison: str, status: int) -> dict[str, Any]:
-    # The runtime key is required and never set: the default value is the one that counts.
-    value = {"default_value": status, "runtime_key": f"modelway.local_reply.{status}"}
-    return {"status_code_filter": {"comparison": {"op": comparison, "value": value}}}
