@@ -2,6 +2,7 @@
 
     v2-infer     Open Inference Protocol v2, JSON and the binary tensor extension (v2.py)
     v2-ready     that protocol's version readiness
+    v2-grpc      its gRPC messages, without their frames (grpc_messages.py), and v2-grpc-ready
     v1-predict   TensorFlow Serving's REST API, `instances` (rows) and `inputs` (columns) (v1.py)
     predictions  TorchServe's: a bare JSON array of rows, or {"instances": rows} (v1.py)
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .errors import RequestError
+from .grpc_messages import decode_grpc_infer, decode_grpc_ready
 from .messages import BINARY, JSON, JSON_LENGTH_HEADER, Answer, Decoded, Decoder, Headers, ModelInfo, error_answer
 from .v1 import decode_predictions, decode_v1
 from .v2 import decode_v2_infer, decode_v2_ready
@@ -41,6 +43,8 @@ DEFAULT_PROTOCOL = "predictions"
 DECODERS: Mapping[str, Decoder] = {
     "v2-infer": decode_v2_infer,
     "v2-ready": decode_v2_ready,
+    "v2-grpc": decode_grpc_infer,
+    "v2-grpc-ready": decode_grpc_ready,
     "v1-predict": decode_v1,
     "predictions": decode_predictions,
 }

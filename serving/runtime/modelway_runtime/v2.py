@@ -101,8 +101,7 @@ def _parse_anew(model: ModelInfo, text: memoryview) -> _Request:
     if type(request) is not dict:
         raise RequestError(400, "expected a JSON object")
     correlation = request.get("id")
-    if correlation is not None and not (type(correlation) is str and len(correlation) <= _MAX_ID_CHARS):
-        raise RequestError(400, f"id must be a string of at most {_MAX_ID_CHARS} characters")
+    check_id(correlation)
     tensors = []
     for name, entry in _by_name("inputs", request.get("inputs")).items():
         spec = model.inputs_by_name.get(name)
@@ -113,9 +112,15 @@ def _parse_anew(model: ModelInfo, text: memoryview) -> _Request:
         if size is not None and "data" in entry:
             raise RequestError(400, f"input {name}: has both data and binary_data_size")
         tensors.append(_Tensor(spec, tuple(shape), size, entry.get("data")))
-    all_binary = _flag(_parameters(request, "request"), "binary_data_output")
+    all_binary = flag_of(parameters_of(request, "request"), "binary_data_output")
     outputs = v2_wanted(model, request.get("outputs"))
     return _Request(correlation, all_binary, outputs, tensors, document.literals)
+
+
+def check_id(correlation: Any) -> None:
+    """Raise RequestError 400 for an id that is no string, or too long to be sent back."""
+    if correlation is not None and not (type(correlation) is str and len(correlation) <= _MAX_ID_CHARS):
+        raise RequestError(400, f"id must be a string of at most {_MAX_ID_CHARS} characters")
 
 
 def complete_inputs(model: ModelInfo, inputs: Sequence[Array]) -> tuple[Array, ...]:
@@ -166,7 +171,7 @@ def v2_wanted(model: ModelInfo, entries: Any) -> Sequence[tuple[Spec, bool | Non
         spec = model.outputs_by_name.get(name)
         if spec is None:
             raise RequestError(400, unknown("output", model.outputs))
-        wanted.append((spec, _flag(_parameters(entry, f"output {name}"), "binary_data")))
+        wanted.append((spec, flag_of(parameters_of(entry, f"output {name}"), "binary_data")))
     return wanted
 
 
@@ -204,14 +209,14 @@ def _split_binary(length: str | None, body: memoryview) -> tuple[memoryview, mem
 
 
 def _binary_size(entry: Mapping[str, Any], name: str) -> int | None:
-    size = _parameters(entry, f"input {name}").get("binary_data_size")
+    size = parameters_of(entry, f"input {name}").get("binary_data_size")
     if size is not None and (type(size) is not int or size < 0):
         raise RequestError(400, f"input {name}: binary_data_size must be a non-negative integer")
     return size
 
 
-def _parameters(owner: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Parameters of a request or a tensor; unknown ones are let pass."""
+def parameters_of(owner: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Parameters of a request or a tensor; unknown ones are let pass. Raises RequestError 400 for those that we must not ignore."""
     parameters = owner.get("parameters")
     if parameters is None:
         return _NO_PARAMETERS
@@ -223,7 +228,8 @@ def _parameters(owner: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return parameters
 
 
-def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
+def flag_of(parameters: Mapping[str, Any], name: str) -> bool | None:
+    """A parameter that is true or false; None if it is not there. Raises RequestError 400."""
     value = parameters.get(name)
     if value is not None and type(value) is not bool:
         raise RequestError(400, f"{name} must be true or false")
