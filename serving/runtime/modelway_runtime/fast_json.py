@@ -114,4 +114,7 @@ class _Walk:
             if len(numbers) != length:
                 raise _Doubt
             return numbers
-        return item.as_list()
+        values = item.as_list()
+        if dict in set(map(type, values)):  # whose names have not been counted
+            raise _Doubt
+        return values
