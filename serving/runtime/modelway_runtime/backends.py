@@ -60,6 +60,8 @@ class OnnxBackend:
         self._ort_value: Any = ort.OrtValue
         bf16 = {node.name for node in (*self._session.get_inputs(), *self._session.get_outputs()) if node.type == "tensor(bfloat16)"}
         self._bf16 = bf16 & {*self._inputs, *self._outputs}
+        if self._bf16 and any(spec.datatype == "BYTES" for spec in inputs):
+            raise LoadError("ONNX Runtime's Python interface cannot pass BYTES and BF16 to one model; give the model FP32 instead of BF16")
 
     def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
         """See `Backend`."""
