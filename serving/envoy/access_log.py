@@ -10,6 +10,7 @@ from typing import Any
 from registry.errors import Unavailable
 from serving.envoy.admin import Admin
 from serving.envoy.config import EnvoyConfig
+from serving.envoy.grpc import MARK
 from serving.envoy.keys import NAME_HEADER
 from serving.envoy.messages import typed
 
@@ -37,6 +38,8 @@ def _lines(config: EnvoyConfig) -> dict[str, Any]:
                     "release": "%RESP(X-MODELWAY-RELEASE)%",
                     "version": "%RESP(X-MODELWAY-VERSION)%",
                     "status": "%RESPONSE_CODE%",
+                    "grpc": f"%REQ({MARK})%",
+                    "grpc_status": "%GRPC_STATUS_NUMBER%",
                     "flags": "%RESPONSE_FLAGS%",
                     "detail": "%RESPONSE_CODE_DETAILS%",
                     "duration_ms": "%DURATION%",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.envoy import keys, tls
+from serving.envoy import grpc, keys, tls
 from serving.envoy.access_log import access_logs
 from serving.envoy.config import EnvoyConfig
 from serving.envoy.cors import cors_filter
@@ -59,7 +59,7 @@ def _overload(config: EnvoyConfig) -> dict[str, Any]:
     """
     heap = "envoy.resource_monitors.fixed_heap"
     return {
-        "refresh_interval": "0.25s",
+        "refresh_interval": "0.05s",
         "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},  # needed to tell which streams hold most
         "resource_monitors": [
             {
@@ -115,7 +115,12 @@ def _http(config: EnvoyConfig) -> dict[str, Any]:
     return typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=STAT_PREFIX,
-        codec_type="HTTP1",
+        codec_type="AUTO",  # HTTP/1.1 and HTTP/2, by ALPN with TLS, by its first bytes without
+        http2_protocol_options={
+            "max_concurrent_streams": 100,
+            "initial_stream_window_size": 1 << 20,
+            "initial_connection_window_size": 4 << 20,
+        },
         rds={"route_config_name": ROUTES_NAME, "config_source": _file(config, "routes")},
         server_name="modelway",
         # Nobody is trusted with Envoy's own x-envoy-* headers, this machine included.
@@ -149,6 +154,7 @@ def _http(config: EnvoyConfig) -> dict[str, Any]:
                 "name": "envoy.filters.http.buffer",
                 "typed_config": typed("filters.http.buffer.v3.Buffer", max_request_bytes=config.max_body_bytes),
             },
+            *grpc.http_filters(config, keys.filters_when_routed() if config.api_keys is not None else []),
             {"name": "envoy.filters.http.router", "typed_config": typed("filters.http.router.v3.Router")},
         ],
     )
@@ -166,6 +172,7 @@ def _early_mutation(config: EnvoyConfig) -> dict[str, Any]:
                 {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}},
                 *keys.early_mutations(enforced=config.api_keys is not None),
                 {"remove": "x-modelway-protocol"},
+                {"remove": grpc.MARK},
                 {"remove": _VALID_REQUEST_ID},
                 set_header(_VALID_REQUEST_ID, f"%CEL({valid} ? {sent} : '')%"),
                 {"remove": "x-request-id"},

@@ -27,6 +27,8 @@ _NAMESPACE = "modelway.key"
 _BASIC_AUTH = "envoy.filters.http.basic_auth"
 _RATE_LIMIT = "envoy.filters.http.local_ratelimit"
 _RBAC = "envoy.filters.http.rbac"
+_RBAC_WHEN_ROUTED = "modelway.rbac_when_routed"  # for requests whose model is read from the body: the first has met another route
+WHEN_ROUTED = (_RBAC_WHEN_ROUTED,)
 
 INTERNAL_HEADERS = (NAME_HEADER, CREDENTIALS_HEADER)
 
@@ -76,6 +78,11 @@ def filters() -> list[dict[str, Any]]:
     ]
 
 
+def filters_when_routed() -> list[dict[str, Any]]:
+    """The filters that must run again once a request has got its route from its body; off unless a route turns them on."""
+    return [{**_filter("rbac", "filters.http.rbac.v3.RBAC"), "name": _RBAC_WHEN_ROUTED, "disabled": True}]
+
+
 def _filter(name: str, message: str, **fields: Any) -> dict[str, Any]:
     return {"name": f"envoy.filters.http.{name}", "typed_config": typed(message, **fields)}
 
@@ -116,7 +123,8 @@ def guarded(routes: Iterable[dict[str, Any]], model: str, keys: Sequence[ApiKey]
         return iter(routes)
     principals = [{"header": {"name": NAME_HEADER, "string_match": {"exact": name}}} for name in allowed]
     policies = {"allowed": {"permissions": [{"any": True}], "principals": principals}} if principals else {}
-    return _with(routes, _RBAC, typed("filters.http.rbac.v3.RBACPerRoute", rbac={"rules": {"action": "ALLOW", "policies": policies}}))
+    config = typed("filters.http.rbac.v3.RBACPerRoute", rbac={"rules": {"action": "ALLOW", "policies": policies}})
+    return _with(_with(routes, _RBAC, config), _RBAC_WHEN_ROUTED, config)
 
 
 def unguarded(routes: Iterable[dict[str, Any]], keys: Sequence[ApiKey] | None) -> Iterator[dict[str, Any]]:

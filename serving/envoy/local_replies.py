@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from serving.envoy import grpc
 from serving.envoy.config import EnvoyConfig
 from serving.envoy.messages import header
 
@@ -15,23 +16,23 @@ def local_replies(config: EnvoyConfig) -> dict[str, Any]:
     """The `local_reply_config`. The first that matches counts; metadata answers (200) stay as they are."""
     limit = f"{config.max_body_bytes / (1 << 20):g} MiB"
     slow = f"the model did not answer within {config.request_timeout_s:g} s; send a smaller batch or ask again later"
-    return {
-        "mappers": [
-            _mapper(_flag("UT"), slow),
-            _mapper(_flag("UO"), "the model has too many requests in flight; ask again later", _RETRY_AFTER),
-            _mapper(_flag("UH", "UF", "UC", "UR", "LR", "NC"), "no worker of the model answers; ask again later", _RETRY_AFTER),
-            _mapper(_flag("OM"), "the gateway is short of memory; ask again later", _RETRY_AFTER),
-            _mapper(_status("EQ", 429), "this API key has used up its requests per second; ask again later", _RETRY_AFTER),
-            _mapper(
-                _status("EQ", 401), "an API key is needed and none that is known was sent; send it in the header x-api-key", _CHALLENGE
-            ),
-            _mapper(_status("EQ", 403), "this API key may not ask this model; ask the operator for one that may"),
-            _mapper(_status("EQ", 413), f"the request body is larger than {limit}; send a smaller batch"),
-            _mapper(_status("EQ", 431), f"the request headers are larger than {config.max_header_kib} KiB; send fewer or smaller ones"),
-            _mapper(_status("EQ", 408), "the request did not arrive in time; send it again"),
-            _mapper(_status("GE", 400), "%LOCAL_REPLY_BODY%"),
-        ]
-    }
+    mappers = [
+        _mapper(_flag("UT"), slow),
+        _mapper(_flag("UO"), "the model has too many requests in flight; ask again later", _RETRY_AFTER),
+        _mapper(_flag("UH", "UF", "UC", "UR", "LR", "NC"), "no worker of the model answers; ask again later", _RETRY_AFTER),
+        _mapper(_flag("OM"), "the gateway is short of memory; ask again later", _RETRY_AFTER),
+        _mapper(_status("EQ", 429), "this API key has used up its requests per second; ask again later", _RETRY_AFTER),
+        _mapper(_status("EQ", 401), "an API key is needed and none that is known was sent; send it in the header x-api-key", _CHALLENGE),
+        _mapper(_status("EQ", 403), "this API key may not ask this model; ask the operator for one that may"),
+        _mapper(_status("EQ", 413), f"the request body is larger than {limit}; send a smaller batch"),
+        _mapper(_status("EQ", 431), f"the request headers are larger than {config.max_header_kib} KiB; send fewer or smaller ones"),
+        _mapper(_status("EQ", 408), "the request did not arrive in time; send it again"),
+        _mapper(_status("GE", 400), "%LOCAL_REPLY_BODY%"),
+    ]
+    # The preflight of an origin that may not ask; see cors.py.
+    preflight = {"and_filter": {"filters": [_flag("NC"), _status("EQ", 404)]}}
+    foreign = _mapper(preflight, "pages of this origin may not call this gateway; ask the operator to allow it")
+    return {"mappers": [foreign, *grpc.replies(mappers), *mappers]}
 
 
 def _mapper(match: dict[str, Any], text: str, *headers: dict[str, Any]) -> dict[str, Any]:

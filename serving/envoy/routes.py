@@ -18,17 +18,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry.names import PRODUCTION
-from serving.envoy import keys
+from serving.envoy import grpc, keys
 from serving.envoy.bootstrap import ROUTES_NAME
 from serving.envoy.clusters import cluster_name
 from serving.envoy.config import EnvoyConfig
-from serving.envoy.cors import cors_config
+from serving.envoy.cors import cors_config, cors_response_headers, preflight_routes
 from serving.envoy.messages import seconds
 from serving.routes import Backend, ChannelRoute, RouteTable
 
 CHANNEL_HEADER = "x-modelway-channel"
 PROTOCOL_HEADER = "x-modelway-protocol"
 PLATFORM = "modelway"
+_SERVER_VERSION = "2"
 
 _JSON = {"header": {"key": "content-type", "value": "application/json"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
@@ -61,6 +62,7 @@ class _Call:
     path: str  # with {m} for the model, and {v} for the version in `versioned`
     versioned: str
     protocol: str  # value of the protocol header; empty if Envoy answers by itself
+    grpc: bool = False  # the answer is a protobuf message; grpc_request.lua leads here
 
 
 _CALLS = (
@@ -71,6 +73,12 @@ _CALLS = (
     _Call(method="GET", path="/v1/models/{m}/metadata", versioned="/v1/models/{m}/versions/{v}/metadata", protocol=""),
     _Call(method="GET", path="/v1/models/{m}", versioned="/v1/models/{m}/versions/{v}", protocol=""),
     _Call(method="POST", path="/predictions/{m}", versioned="/predictions/{m}/{v}", protocol="predictions"),
+)
+_GRPC_CALLS = (
+    _Call(
+        method="POST", path="/v2/models/{m}/ready", versioned="/v2/models/{m}/versions/{v}/ready", protocol=grpc.READY_PROTOCOL, grpc=True
+    ),
+    _Call(method="POST", path="/v2/models/{m}/metadata", versioned="/v2/models/{m}/versions/{v}/metadata", protocol="", grpc=True),
 )
 
 
@@ -93,7 +101,15 @@ def routes(table: RouteTable, config: EnvoyConfig) -> dict[str, Any]:
                         "retry_policy": _RETRY_POLICY,
                         "request_headers_to_remove": [keys.CREDENTIALS_HEADER],
                         "typed_per_filter_config": {**cors_config(config.cors_allow_origins), **keys.host_config(config.keys())},
-                        "routes": list(_routes(table, config)),
+                        "response_headers_to_add": cors_response_headers(config.cors_allow_origins),
+                        "routes": [*preflight_routes(config.cors_allow_origins), *_routes(table, config)],
+                    },
+                    {
+                        "name": "grpc",
+                        "domains": [grpc.VIRTUAL_HOST],
+                        "retry_policy": _RETRY_POLICY,
+                        "request_headers_to_remove": [keys.CREDENTIALS_HEADER],
+                        "routes": list(_grpc_routes(table, config)),
                     },
                 ],
             }
@@ -108,12 +124,36 @@ def _routes(table: RouteTable, config: EnvoyConfig) -> Iterator[dict[str, Any]]:
             yield from keys.guarded(_explicit_versions(model, call, table, config), model, config.keys())
             yield from keys.guarded(_channels(model, call, table, config), model, config.keys())
     yield from _server(table, config)
-    known = f"Models: {', '.join(models)}." if models else "No model has a release yet: modelway promote MODEL/VERSION."
+    yield from _grpc_entries(config)
     yield _text(
         {"prefix": "/"},
         404,
-        f"no such path or model. {known} Ask POST /v2/models/MODEL/infer, /v1/models/MODEL:predict or /predictions/MODEL.",
+        f"no such path or model. {_known(models)} Ask POST /v2/models/MODEL/infer, /v1/models/MODEL:predict or /predictions/MODEL.",
     )
+
+
+def _grpc_entries(config: EnvoyConfig) -> Iterator[dict[str, Any]]:
+    open_paths = {f"/{grpc.SERVICE}/{method}" for method in grpc.OPEN_METHODS}
+    for route in grpc.entry_routes(keys.WHEN_ROUTED if config.api_keys is not None else ()):
+        yield from keys.unguarded([route], config.keys()) if route["match"].get("path") in open_paths else [route]
+
+
+def _grpc_routes(table: RouteTable, config: EnvoyConfig) -> Iterator[dict[str, Any]]:
+    """What gRPC asks besides inference, which has the routes of REST."""
+    yield grpc.guard()
+    yield grpc.answer({"path": "/ServerLive"}, grpc.server_live())
+    yield grpc.answer({"path": "/ServerReady"}, grpc.server_ready(not _not_ready(table)))
+    yield grpc.answer({"path": "/ServerMetadata"}, grpc.server_metadata(PLATFORM, _SERVER_VERSION))
+    models = sorted({backend.model for backend in table.backends})
+    for model in models:
+        for call in _GRPC_CALLS:
+            yield from keys.guarded(_explicit_versions(model, call, table, config), model, config.keys())
+            yield from keys.guarded(_channels(model, call, table, config), model, config.keys())
+    yield _text({"prefix": "/"}, 404, f"no such model. {_known(models)}")
+
+
+def _known(models: list[str]) -> str:
+    return f"Models: {', '.join(models)}." if models else "No model has a release yet: modelway promote MODEL/VERSION."
 
 
 # --- the calls of one model
@@ -187,6 +227,10 @@ def _to_backend(match: dict[str, Any], backend: Backend, call: _Call, table: Rou
         {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
         for key, value in (("x-modelway-version", str(backend.version)), ("x-modelway-release", str(backend.release_id)))
     ]
+    if not call.protocol and call.grpc:
+        versions = tuple(map(str, sorted(_backend_by_version(backend.model, table))))
+        message = grpc.model_metadata(backend.model, versions, PLATFORM, backend.signature)
+        return {**grpc.answer(match, message), "response_headers_to_add": headers}
     if not call.protocol:
         answer = _metadata(call, backend, table)
         return _direct(match, 200, json.dumps(answer, separators=(",", ":")), headers=[_JSON, *headers])
@@ -202,7 +246,8 @@ def _to_backend(match: dict[str, Any], backend: Backend, call: _Call, table: Rou
             "timeout": seconds(config.request_timeout_s),
         },
         "request_headers_to_add": [
-            {"header": {"key": PROTOCOL_HEADER, "value": call.protocol}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
+            # What is there already is grpc_request.lua's; a client's own is taken away before (bootstrap.py).
+            {"header": {"key": PROTOCOL_HEADER, "value": call.protocol}, "append_action": "ADD_IF_ABSENT"},
         ],
         "response_headers_to_add": headers,
     }
@@ -236,7 +281,7 @@ def _method_not_allowed(path: str, call: _Call) -> dict[str, Any]:
 
 
 def _server(table: RouteTable, config: EnvoyConfig) -> Iterator[dict[str, Any]]:
-    server = {"name": PLATFORM, "version": "2", "extensions": ["binary_tensor_data"]}
+    server = {"name": PLATFORM, "version": _SERVER_VERSION, "extensions": ["binary_tensor_data"]}
     yield from _get("/v2", 200, server)
     # Load balancers have no key, so health needs none; and then it names no model.
     problem = _not_ready(table)
