@@ -11,7 +11,7 @@ VARIANT ?= $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up down test lint bench docs clean
+.PHONY: help setup setup-dev demo up down test lint bench bench-core docs clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ lint: setup-dev ## Check style, types, import direction and generated documents
 
 bench: setup-dev ## Measure speed, releases and memory beside stock TorchServe; writes docs/performance.md
 	$(BIN)/python -m benchmarks
+
+bench-core: setup-dev ## Measure the runtime's core alone: microseconds per request to decode, run and encode
+	$(BIN)/python -m benchmarks.runtime_core
 
 docs: setup-dev ## Write docs/cli.md and docs/settings.md anew
 	$(BIN)/python scripts/cli_docs.py
