@@ -26,7 +26,6 @@ from .messages import Answer, Decoded, error_answer
 
 _logger = logging.getLogger("modelway")
 
-_INLINE_BELOW_S = 0.002
 _SMOOTHING = 0.2
 _RETRY_AFTER = {"retry-after": "1"}
 
@@ -41,6 +40,7 @@ class Limits:
         queue_bytes: Bytes of their bodies that may wait; more are answered 429.
         body_bytes: Larger request bodies are answered 413.
         hang_s: A batch that runs for longer means that the model hangs.
+        inline_below_s: Batches that are expected to take less time run on the event loop.
     """
 
     batch_size: int = 32
@@ -48,6 +48,7 @@ class Limits:
     queue_bytes: int = 256 << 20
     body_bytes: int = 64 << 20
     hang_s: float = 120.0
+    inline_below_s: float = 0.002
 
 
 @dataclass(slots=True)
@@ -113,7 +114,7 @@ class Batcher:
         started = time.monotonic()
         for job in batch:
             self._measures.queue_s.observe(started - job.arrived)
-        if self._expected_s < _INLINE_BELOW_S:
+        if self._expected_s < self._limits.inline_below_s:
             self._finish(batch, started, self._core.run(requests))
             return
         watch = self._loop.call_later(self._limits.hang_s, self._on_hang)
