@@ -60,10 +60,12 @@ end
 
 function envoy_on_response(handle)
   local headers = handle:headers()
-  if headers:get("grpc-status") ~= nil then -- of Envoy itself
+  local grpc_status = headers:get("grpc-status")
+  if grpc_status ~= nil then -- of Envoy itself
     local answer = handle:metadata():get("answer")
-    if answer == nil then
-      note(handle, headers, headers:get("grpc-status"), percent_decoded(headers:get("grpc-message") or ""))
+    -- UNKNOWN without a word is what Envoy makes of a reply of 200; a refusal on the way to the answer has another status.
+    if answer == nil or grpc_status ~= "2" or headers:get("grpc-message") ~= nil then
+      note(handle, headers, grpc_status, percent_decoded(headers:get("grpc-message") or ""))
       return
     end
     headers:remove("grpc-status")

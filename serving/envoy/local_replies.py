@@ -9,6 +9,7 @@ from serving.envoy.config import EnvoyConfig
 from serving.envoy.messages import header
 
 _RETRY_AFTER = header("retry-after", "1")
+_NO_PATH = {"header_filter": {"header": {"name": ":path", "string_match": {"prefix": "/"}, "invert_match": True}}}
 _CHALLENGE = header("www-authenticate", 'Bearer realm="modelway"')
 
 
@@ -29,10 +30,19 @@ def local_replies(config: EnvoyConfig) -> dict[str, Any]:
         _mapper(_status("EQ", 408), "the request did not arrive in time; send it again"),
         _mapper(_status("GE", 400), "%LOCAL_REPLY_BODY%"),
     ]
-    # The preflight of an origin that may not ask; see cors.py.
-    preflight = {"and_filter": {"filters": [_flag("NC"), _status("EQ", 404)]}}
-    foreign = _mapper(preflight, "pages of this origin may not call this gateway; ask the operator to allow it")
-    return {"mappers": [foreign, *grpc.replies(mappers), *mappers]}
+    # What Envoy has no text for. The first is the preflight of an origin that may not ask (cors.py).
+    wordless = [
+        _mapper(
+            {"and_filter": {"filters": [_flag("NC"), _status("EQ", 404)]}},
+            "pages of this origin may not call this gateway; ask the operator to allow it",
+        ),
+        _mapper(_flag("NR"), "no such path"),
+        _mapper({"and_filter": {"filters": [_NO_PATH, _status("EQ", 404)]}}, "no such path"),  # OPTIONS *
+        _mapper(_status("EQ", 400), "not a well-formed request, or a path with two meanings (%RESPONSE_CODE_DETAILS%); send plain HTTP"),
+        # The client's mistake, and so no 5xx.
+        {**_mapper(_status("EQ", 501), "unsupported transfer-encoding; send a content-length, or chunks"), "status_code": 400},
+    ]
+    return {"mappers": [*grpc.replies(mappers), *wordless, *mappers]}
 
 
 def _mapper(match: dict[str, Any], text: str, *headers: dict[str, Any]) -> dict[str, Any]:
