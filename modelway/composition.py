@@ -152,6 +152,11 @@ def build_gateway(settings: Settings) -> tuple[envoy.EnvoyGateway, envoy.EnvoyCo
     return envoy.EnvoyGateway(config), config
 
 
+def runtime_options(settings: Settings) -> RuntimeOptions:
+    """How workers run a variant that nobody tuned."""
+    return RuntimeOptions(intra_op_threads=settings.runtime_threads)
+
+
 def plan_policy(settings: Settings) -> PlanPolicy:
     """The planner's numbers."""
     return PlanPolicy(
@@ -181,7 +186,7 @@ def build_controller(settings: Settings, fence: int | None) -> ControllerProcess
     ledger = SqlLedger(settings.ledger_url)
     view = LedgerView(ledger)
     registry = MlflowRegistry(settings.mlflow_url)
-    archives = ArchiveCache(settings.archives, registry, RuntimeOptions(intra_op_threads=settings.runtime_threads))
+    archives = ArchiveCache(settings.archives, registry, runtime_options(settings))
     nodes = {config.name: torchserve.TorchServeNode(config) for config in build_nodes(settings)}
     gateway, _ = build_gateway(settings)
     metrics, policy = ControllerMetrics(), plan_policy(settings)

@@ -25,6 +25,7 @@ class BuiltArchive:
 
     archive: Archive
     variant: str
+    bundle_sha256: str
     certificate: Certificate
     certificate_sha256: str
     signature: Signature
@@ -62,6 +63,7 @@ class ArchiveCache:
             return BuiltArchive(
                 archive=build_archive(bundle, chosen, version, self._directory, options),
                 variant=chosen,
+                bundle_sha256=bundle.sha256,
                 certificate=bundle.certificate(chosen),
                 certificate_sha256=bundle.certificate_sha256(chosen),
                 signature=bundle.signature(),

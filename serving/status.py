@@ -31,6 +31,7 @@ def _describe_release(record: ReleaseRecord, observed: Observed | None) -> dict[
         "release": release.id,
         "version": release.version,
         "variant": release.variant,
+        "options": dict(release.options) if release.options is not None else None,
         "since": live.at.isoformat() if live else None,
         "nodes": _load_states(record, observed),
         "warm": observed is not None and LoadState.READY.value in _load_states(record, observed).values(),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modelway.cli.output import JsonOption, Row, print_facts, print_json, print_rows, say
+from modelway.cli.output import JsonOption, Row, print_facts, print_json, print_rows, runs_with, say
 from registry.errors import ModelwayError, Unavailable
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def _channel_row(channel: Row) -> Row:
         "model": channel["model"],
         "channel": channel["channel"],
         "live": _release_cell(channel["live"]),
+        "runs with": runs_with(channel["live"]["options"]) if channel["live"] else None,
         "on its way": _candidate_cell(channel["candidate"]),
         "rollback target": _target_cell(channel["rollback_target"]),
         "alias": channel["alias"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -54,6 +54,17 @@ def print_facts(facts: Row, *, as_json: bool) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         print(f"{name.ljust(width)}  {_cell(value)}")  # noqa: T201  this is the command line
+
+
+def runs_with(options: Mapping[str, Any] | None) -> str | None:
+    """How a release's workers run, in one cell; what its options leave to the settings is left out. None if it recorded none."""
+    if options is None:
+        return None
+    workers, batch_size = options.get("num_workers", 0), options.get("batch_size", 0)
+    words = [f"{workers} worker(s)"] if workers else []
+    words.append(f"{options['intra_op_threads']} thread(s)")
+    words += [f"batch {batch_size}"] if batch_size else []
+    return ", ".join(words)
 
 
 def _cell(value: object) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modelway.cli.output import JsonOption, Row, print_json, print_rows, progress_line, say
+from modelway.cli.output import JsonOption, Row, print_json, print_rows, progress_line, runs_with, say
 from registry.errors import ModelwayError, Refused, Unavailable
 from registry.names import PRODUCTION, check_model_name, parse_model_version
 from registry.strategy import DEFAULT_CANARY, StrategyKind
@@ -218,6 +218,7 @@ def _history_row(release: Json) -> Row:
         "release": release["id"],
         "version": f"{release['model']}/{release['version']}",
         "variant": release["variant"],
+        "runs with": runs_with(release.get("options")),
         "channel": release["channel"],
         "kind": release["kind"],
         "status": release["status"],
