@@ -23,7 +23,7 @@ from serving.envoy.bootstrap import ROUTES_NAME
 from serving.envoy.clusters import cluster_name
 from serving.envoy.config import EnvoyConfig
 from serving.envoy.cors import cors_config, cors_response_headers, preflight_routes
-from serving.envoy.messages import seconds
+from serving.envoy.messages import seconds, typed
 from serving.routes import Backend, ChannelRoute, RouteTable
 
 CHANNEL_HEADER = "x-modelway-channel"
@@ -102,7 +102,7 @@ def routes(table: RouteTable, config: EnvoyConfig) -> dict[str, Any]:
                         "request_headers_to_remove": [keys.CREDENTIALS_HEADER],
                         "typed_per_filter_config": {**cors_config(config.cors_allow_origins), **keys.host_config(config.keys())},
                         "response_headers_to_add": cors_response_headers(config.cors_allow_origins),
-                        "routes": [*preflight_routes(config.cors_allow_origins), *_routes(table, config)],
+                        "routes": [_too_large(config), *preflight_routes(config.cors_allow_origins), *_routes(table, config)],
                     },
                     {
                         "name": "grpc",
@@ -298,6 +298,14 @@ def _not_ready(table: RouteTable) -> str:
     backends = table.backends_by_release()
     missing = [f"{route.model}@{route.channel}" for route in table.channels if not backends[route.live].sockets]
     return f"no node serves {', '.join(missing)}" if missing else ""
+
+
+def _too_large(config: EnvoyConfig) -> dict[str, Any]:
+    """Who says before that a body is too large is told so at once; the others when they have sent too much (bootstrap.py)."""
+    too_large = {"name": "content-length", "range_match": {"start": config.max_body_bytes + 1, "end": (1 << 63) - 1}}
+    unread = typed("filters.http.buffer.v3.BufferPerRoute", disabled=True)
+    refusal = _text({"prefix": "/", "headers": [too_large]}, 413, "too large")
+    return {**refusal, "typed_per_filter_config": {"envoy.filters.http.buffer": unread}}
 
 
 def _get(path: str, status: int, answer: Mapping[str, Any] | str) -> Iterator[dict[str, Any]]:
