@@ -144,8 +144,6 @@ def test_a_tuning_needs_no_platform_and_decides_how_the_next_release_runs(home: 
     assert choice in report["measured"]
     layouts = {(each["num_workers"], each["num_threads"], each["batch_size"]) for each in report["measured"]}
     assert layouts == {(1, 1, batch_size) for batch_size in (1, 4, 16, 64)}
-        (1, 1, b) for b in (1, 4, 16, 64)
-    }
     assert ET.parse(picture).getroot().tag.endswith("svg")
     home.up()
     try:
