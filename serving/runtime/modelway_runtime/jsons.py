@@ -61,7 +61,7 @@ def parse(body: bytes | bytearray | memoryview, *, floats: bool = False) -> Docu
         if text.count(b'"') > MAX_QUOTES:
             raise RequestError(413, f"request body has too many strings (more than {MAX_QUOTES // 2})")
     if floats and (value := parse_floats(text)) is not None:
-        return Document(value, False)
+        return Document(value, True)  # in its short lists
     value = _parse(text)
     if _has_repeated_names(value, text):
         raise RequestError(400, "request body is not valid JSON (an object has the same name twice)")
