@@ -11,7 +11,7 @@ VARIANT ?= $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up down test lint bench bench-core docs clean
+.PHONY: help setup setup-dev demo up down test lint bench bench-core bench-gpu docs clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -45,6 +45,9 @@ bench: setup-dev ## Measure speed, releases and memory beside stock TorchServe; 
 
 bench-core: setup-dev ## Measure the runtime's core alone: microseconds per request to decode, run and encode
 	$(BIN)/python -m benchmarks.runtime_core
+
+bench-gpu: setup-dev ## Measure what a GPU does to a model; needs one
+	$(BIN)/python -m benchmarks.gpu
 
 docs: setup-dev ## Write docs/cli.md and docs/settings.md anew
 	$(BIN)/python scripts/cli_docs.py

@@ -30,6 +30,7 @@ from serving.archive import RuntimeOptions
 from serving.archive_cache import ArchiveCache
 from serving.plan import PlanPolicy
 from serving.process import ProcessSpec
+from serving.runtime.modelway_runtime.gpu import CUDA, TENSORRT
 from serving.verify import Finding, verify_aliases, verify_archives, verify_ledger, verify_serving
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def build_nodes(settings: Settings) -> list[torchserve.TorchServeConfig]:
             socket_dir=settings.socket_dir / f"n{index}",
             log_file=settings.logs / f"node-{index}.log",
             heap_mb=settings.java_heap_mb,
+            num_gpus=settings.gpus,
             batch_size=settings.batch_size,
             max_batch_delay_ms=settings.max_batch_delay_ms,
             max_request_bytes=settings.max_body_bytes,
@@ -154,7 +156,10 @@ def build_gateway(settings: Settings) -> tuple[envoy.EnvoyGateway, envoy.EnvoyCo
 
 def runtime_options(settings: Settings) -> RuntimeOptions:
     """How workers run a variant that nobody tuned."""
-    return RuntimeOptions(intra_op_threads=settings.runtime_threads)
+    if settings.gpus == 0:
+        return RuntimeOptions(intra_op_threads=settings.runtime_threads)
+    provider = {"cuda": CUDA, "tensorrt": TENSORRT}[settings.gpu_provider]
+    return RuntimeOptions(intra_op_threads=settings.runtime_threads, provider=provider, cuda_graph=settings.cuda_graphs)
 
 
 def plan_policy(settings: Settings) -> PlanPolicy:

@@ -17,7 +17,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -117,6 +117,11 @@ class Settings(BaseSettings):
     batch_size: int = Field(default=32, ge=1, le=4096, description="Most requests that one worker answers together.")
     max_batch_delay_ms: int = Field(default=1, ge=0, le=10_000, description="Longest wait for a batch to fill, in milliseconds.")
     runtime_threads: int = Field(default=1, ge=1, le=256, description="Threads that one worker computes with.")
+    gpus: int = Field(default=0, ge=0, le=64, description="GPUs that each node places its workers on, in turn; 0 computes on the CPU.")
+    gpu_provider: Literal["cuda", "tensorrt"] = Field(
+        default="cuda", description="What runs ONNX variants on a GPU; a worker without it refuses to serve."
+    )
+    cuda_graphs: bool = Field(default=False, description="Whether runs on a GPU are recorded and replayed; for fixed shapes, with cuda.")
     java_heap_mb: int = Field(default=512, ge=64, le=65_536, description="Largest heap of one node's Java, in MiB.")
 
     request_timeout_s: float = Field(default=30.0, gt=0, le=3600, description="Seconds after which the gateway gives a request up.")

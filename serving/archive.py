@@ -32,6 +32,7 @@ from registry.signature import Signature
 from serving import stored_zip
 from serving.golden import Golden
 from serving.runtime.modelway_runtime.files import DIGEST_CHARS, MANIFEST, MAR_MANIFEST
+from serving.runtime.modelway_runtime.gpu import CPU, CUDA, TENSORRT
 from serving.stored_zip import Entry, Source
 
 _RUNTIME = Path(__file__).parent / "runtime"
@@ -52,16 +53,25 @@ class RuntimeOptions:
         batch_size: Requests that a worker runs together, at most; 0 leaves it to the node's setting.
         num_workers: Workers on each node; 0 leaves it to the platform's setting. The workers do not read it: it is here so that
             one digest stands for everything that a tuning decides.
+        cuda_graph: Record a run for each size of batch and replay it; for the CUDA provider, and models whose shapes are fixed
+            behind the batch dimension.
+        tensorrt_fp16: Let TensorRT compute in half precision where it finds it faster; the golden set still has to hold.
     """
 
-    provider: str = "CPUExecutionProvider"
+    provider: str = CPU
     intra_op_threads: int = 1
     max_rows: int = 1024
     check_finite: bool = True
     batch_size: int = 0
     num_workers: int = 0
+    cuda_graph: bool = False
+    tensorrt_fp16: bool = False
 
     def __post_init__(self) -> None:
+        if self.cuda_graph and self.provider != CUDA:
+            raise UsageError(f"cuda_graph needs the provider {CUDA} (provider={self.provider})")
+        if self.tensorrt_fp16 and self.provider != TENSORRT:
+            raise UsageError(f"tensorrt_fp16 needs the provider {TENSORRT} (provider={self.provider})")
         if self.batch_size < 0 or self.num_workers < 0:
             raise UsageError(f"runtime options must be 0 or more (batch_size={self.batch_size}, num_workers={self.num_workers})")
         if self.intra_op_threads < 1 or self.max_rows < 1:

@@ -18,10 +18,11 @@ import psutil
 import pytest
 
 from registry.errors import Unavailable
-from serving.archive import Archive, open_archive
+from registry.names import ModelVersion
+from serving.archive import Archive, RuntimeOptions, build_archive, open_archive
 from serving.golden import PROBE_HEADERS
 from serving.ports import LoadState
-from support.bundles import expected_logits
+from support.bundles import expected_logits, make_bundle
 from support.nodes import LOAD_TIMEOUT_S, RunningNode, make_archive
 from support.polling import wait_until
 
@@ -381,3 +382,19 @@ def test_workers_read_their_socket_in_large_pieces(running: RunningNode, archive
     # A worker that waits for a request is in recv of a large piece, and not in one of a single byte.
     pid = running.worker_pids()[0]
     wait_until(lambda: int(Path(f"/proc/{pid}/syscall").read_text().split()[3], 16) >= 1 << 17, 10, "a read of a large piece")
+
+
+def test_an_archive_that_wants_a_gpu_is_not_served_by_the_cpu(running: RunningNode, tmp_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime can use a GPU")
+    version = ModelVersion("digits", 21)
+    bundle = make_bundle(tmp_path / "bundle", version=version, weights_seed=1)
+    archive = build_archive(bundle, "onnx-fp32", version, tmp_path / "archives", RuntimeOptions(provider="CUDAExecutionProvider"))
+    running.node.store(archive.path, archive.sha256)
+    running.node.register(archive.name)
+    running.node.scale("digits", archive.engine_version, 1)
+    wait_until(lambda: running.state(archive) is LoadState.FAILED, LOAD_TIMEOUT_S, "FAILED")
+    assert "CUDAExecutionProvider is not installed here" in running.detail(archive)
+    running.node.unregister("digits", archive.engine_version)

@@ -40,7 +40,7 @@ def load_of(**changes: float) -> Load:
 
 def test_workers_of_an_archive_are_measured_and_the_best_is_chosen(tmp_path: Path) -> None:
     archive = make_archive(tmp_path, 1, max_rows=4)
-    options = TuneOptions(goal=Goal(limit_p99_ms=5000), num_cores=1, max_workers=2, connections=4, budget_s=40)
+    options = TuneOptions(goal=Goal(limit_p99_ms=5000), num_cores=1, max_workers=2, connections=4, budget_s=30)
     said: list[str] = []
     tuned = tune(archive.path, options, said.append)
     assert tuned.holds

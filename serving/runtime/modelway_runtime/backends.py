@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from . import gpu
 from .datatypes import from_bf16, to_bf16
 from .errors import LoadError
 from .tensors import Array, Spec
@@ -38,16 +39,14 @@ class OnnxBackend:
             os.environ[variable] = "1"
         ort: Any = importlib.import_module("onnxruntime")
         wanted = str(options["provider"])
-        if wanted not in ort.get_available_providers():
-            raise LoadError(f"execution provider {wanted} is not installed here (there are {', '.join(ort.get_available_providers())})")
+        gpu.check_providers(wanted, ort.get_available_providers())
         session_options = ort.SessionOptions()
         session_options.intra_op_num_threads = int(options["intra_op_threads"])
         session_options.inter_op_num_threads = 1
         session_options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         # Workers share the machine: a thread that waits must not burn a core.
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        device = {} if gpu_id is None or wanted == "CPUExecutionProvider" else {"device_id": str(gpu_id)}
-        self._session: Any = ort.InferenceSession(str(file), sess_options=session_options, providers=[(wanted, device)])
+        self._session: Any = ort.InferenceSession(str(file), sess_options=session_options, providers=gpu.providers(options, gpu_id))
         # ONNX Runtime falls back to the CPU without an error.
         if self._session.get_providers()[0] != wanted:
             raise LoadError(f"execution provider {wanted} was asked for, ONNX Runtime uses {self._session.get_providers()[0]}")
@@ -62,9 +61,19 @@ class OnnxBackend:
         self._bf16 = bf16 & {*self._inputs, *self._outputs}
         if self._bf16 and any(spec.datatype == "BYTES" for spec in inputs):
             raise LoadError("ONNX Runtime's Python interface cannot pass BYTES and BF16 to one model; give the model FP32 instead of BF16")
+        # What numpy cannot name cannot be bound by its help; such a model's tensors travel as they do on the CPU.
+        bindable = not self._bf16 and all(spec.datatype != "BYTES" for spec in (*inputs, *outputs))
+        graph_rows = int(options["max_rows"]) if options.get("cuda_graph") else 0
+        self._bound = (
+            gpu.BoundSession(self._session, inputs, outputs, device="cuda", device_id=gpu_id or 0, graph_rows=graph_rows)
+            if wanted != gpu.CPU and bindable
+            else None
+        )
 
     def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
         """See `Backend`."""
+        if self._bound is not None:
+            return self._bound.run(inputs)
         if self._bf16:
             return self._run_bf16(inputs)
         results = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
@@ -101,7 +110,7 @@ class TorchScriptBackend:
     def __init__(self, file: Path, inputs: Sequence[Spec], outputs: Sequence[Spec], options: Mapping[str, Any], gpu_id: int | None) -> None:
         self._torch: Any = importlib.import_module("torch")
         self._torch.set_num_threads(int(options["intra_op_threads"]))
-        wants_gpu = str(options["provider"]) != "CPUExecutionProvider"
+        wants_gpu = str(options["provider"]) != gpu.CPU
         if wants_gpu and not self._torch.cuda.is_available():
             raise LoadError("a GPU was asked for, torch sees none")
         self._device = f"cuda:{gpu_id or 0}" if wants_gpu else "cpu"
