@@ -11,7 +11,7 @@ VARIANT ?= $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up down test lint bench bench-core bench-gpu docs clean
+.PHONY: help setup setup-dev demo up down test lint bench bench-setup bench-core bench-gpu docs clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -40,8 +40,11 @@ lint: setup-dev ## Check style, types, import direction and generated documents
 	$(BIN)/python scripts/cli_docs.py --check
 	$(BIN)/python scripts/settings_docs.py --check
 
-bench: setup-dev ## Measure speed, releases and memory beside stock TorchServe; writes docs/performance.md
-	$(BIN)/python -m benchmarks
+bench-setup: setup-dev ## Build the environments of the servers that make bench compares with, in .bench (2 GB)
+	$(BIN)/python -m benchmarks.setup_environments
+
+bench: bench-setup ## Measure speed, releases and memory beside other servers; writes docs/performance.md (35 minutes)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-core: setup-dev ## Measure the runtime's core alone: microseconds per request to decode, run and encode
 	$(BIN)/python -m benchmarks.runtime_core

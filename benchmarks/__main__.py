@@ -1,69 +1,54 @@
 """`make bench`: everything that this project says about speed, measured in one run, side by side.
 
-python -m benchmarks                        takes about 7 minutes, writes docs/performance.md
-python -m benchmarks --quick [--output F]   a smoke run of a minute, whose figures mean nothing
+python -m benchmarks                          takes about 35 minutes, writes docs/performance.md and docs/performance.svg
+python -m benchmarks --quick [--output F]     a smoke run of two minutes, whose figures mean nothing
+python -m benchmarks --only servers --servers triton,stock
+
+The rivals' environments are built by `make bench-setup`. A rival or a part that fails is listed as failed, the others are
+measured, and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
-from benchmarks import footprint, machine, releases, throughput
-from benchmarks.bundles import write_onnx
-from benchmarks.mlp import MODEL, payload, rows
-from benchmarks.platform_under_test import PlatformUnderTest
+from benchmarks import machine, parts, plot
+from benchmarks.catalogue import RIVALS, installed_version
+from benchmarks.effort import FULL, QUICK, Effort
+from benchmarks.rates import BINARY, JSON
 from benchmarks.report import Results, render
-from benchmarks.stock_torchserve import StockTorchServe
+from benchmarks.servers.modelway import TITLES
+from benchmarks.servers.rival import Rival
+from benchmarks.setup_environments import is_built
+from registry.errors import ModelwayError
 
+Part = TypeVar("Part")
 _DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
-_SHOWN = 20  # of each kind of problem
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How much is measured.
-
-    Attributes:
-        num_rounds: Rounds of throughput; each takes 11 times `cell_s` and a quarter more for warming up.
-        cell_s: Seconds of one server at one number of connections.
-        num_warm: Promotions and warm rollbacks, by each of the two ways of giving them.
-        num_cold: The same of cold rollbacks.
-        num_restarts: Further starts of the platform.
-        num_helps: Runs of `modelway --help`.
-        settle_s: Idle seconds before memory is read.
-    """
-
-    num_rounds: int
-    cell_s: float
-    num_warm: int
-    num_cold: int
-    num_restarts: int
-    num_helps: int
-    settle_s: float
-
-
-FULL = Effort(num_rounds=3, cell_s=3.0, num_warm=10, num_cold=5, num_restarts=2, num_helps=7, settle_s=10.0)
-QUICK = Effort(num_rounds=1, cell_s=0.25, num_warm=1, num_cold=1, num_restarts=0, num_helps=1, settle_s=0.0)
+PARTS = ("servers", "models", "releases", "footprint")
+_QUICK_PARTS = ("servers", "releases", "footprint")
+_QUICK_SERVERS = ("stock",)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, write; 1 if any request failed or was answered by the wrong version."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smoke run; writes no document unless --output names one")
-    parser.add_argument("--output", type=Path, help="where the document goes; by default docs/performance.md")
-    arguments = parser.parse_args(argv)
+    """Measure, print, write; 1 if a request to Modelway failed, a version was wrong, or something was not measured."""
+    arguments = _parse(argv)
     output = arguments.output or (None if arguments.quick else _DOCUMENT)
-    command = "python -m benchmarks --quick" if arguments.quick else "make bench"
+    wanted = arguments.only or (_QUICK_PARTS if arguments.quick else PARTS)
+    names = arguments.servers if arguments.servers is not None else (_QUICK_SERVERS if arguments.quick else tuple(RIVALS))
     directory = Path(tempfile.mkdtemp(prefix="modelway-bench-"))
-    results = run(directory, QUICK if arguments.quick else FULL, command=command, quick=arguments.quick)
+    command = " ".join(["python -m benchmarks", *argv]) if argv else "make bench"
+    results = run(directory, QUICK if arguments.quick else FULL, wanted, names, command=command, quick=arguments.quick)
+    if output is not None and results.servers:
+        results.plot = output.with_suffix(".svg").name
+        plot.draw(results.servers.mlp.rates, output.with_suffix(".svg"))
     document = render(results)
     print(document)
     if output is not None:
@@ -79,49 +64,86 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke run beside stock TorchServe; writes no document unless --output names one"
+    )
+    parser.add_argument("--only", type=_names(PARTS), help=f"parts, separated by commas: {', '.join(PARTS)}; all by default")
+    parser.add_argument("--servers", type=_names(RIVALS), help=f"rivals, separated by commas: {', '.join(RIVALS)}; all by default")
+    parser.add_argument("--output", type=Path, help="where the document goes, with its plot beside it; by default docs/performance.md")
+    return parser.parse_args(argv)
+
+
+def _names(known: Sequence[str] | dict[str, Rival]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        given = tuple(name for name in text.split(",") if name and name not in ("gateway", "sockets", "node"))
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"unknown ({', '.join(unknown)}); there are {', '.join(known)}")
+        return given
+
+    return parse
+
+
 def problems_of(results: Results) -> list[str]:
     """What must not happen and did."""
-    wrong = [
-        f"{row.num_wrong_version} wrong versions after {row.kind} by {row.via}" for row in results.releases.rows if row.num_wrong_version
-    ]
-    return [*results.throughput.failures, *results.releases.failures[:5], *wrong]
+    found = [f"{name} was not measured: {why}" for name, why in results.failed_parts.items()]
+    if results.servers:
+        campaigns = [results.servers.mlp, *results.servers.large.values()]
+        found += [f"{title} was not measured: {why}" for campaign in campaigns for title, why in campaign.broken.items()]
+        found += [failure for campaign in campaigns for failure in campaign.rates.failures(TITLES)]
+        silent = [
+            s
+            for s in results.servers.mlp.rates.servers
+            if not any(results.servers.mlp.rates.best(s, f).requests_per_s for f in (BINARY, JSON))
+        ]
+        found += [f"{server} gave no good answer" for server in silent]
+    if results.models:
+        found += [failure for rates in results.models.rounds for failure in rates.failures(TITLES)]
+    if results.releases:
+        found += results.releases.failures[:5]
+        rows = results.releases.rows
+        found += [f"{row.num_wrong_version} wrong versions after {row.kind} by {row.via}" for row in rows if row.num_wrong_version]
+    return found
 
 
-def run(directory: Path, effort: Effort, *, command: str, quick: bool) -> Results:
-    """Start everything, measure it part by part, and stop it again whatever happens."""
-    facts, date = machine.describe(), datetime.now(UTC).strftime("%Y-%m-%d")
-    model = directory / "model.onnx"
-    write_onnx(model, 1)
-    platform, stock = PlatformUnderTest(directory / "home"), StockTorchServe(directory / "stock", model)
-    try:
-        _say("starting the platform")
-        up_fresh_s, up_s = footprint.start_times(platform, effort.num_restarts)
-        stock.start()
-        platform.register(3)
-        platform.command("promote", f"{MODEL}/1")
-        help_s = [platform.command("--help") for _ in range(effort.num_helps)]
-        stock.wait_ready()
-        time.sleep(effort.settle_s)
-        parts = footprint.memory_of_parts(platform)
-        idle_stock = footprint.memory_of(throughput.STOCK, stock.pid)
-        _say("throughput and latency")
-        rates = throughput.run(platform, stock, model, num_rounds=effort.num_rounds, duration_s=effort.cell_s, say=_say)
-        stock.stop()
-        _say("releases under load")
-        trials = releases.run(platform, num_warm=effort.num_warm, num_cold=effort.num_cold, say=_say)
-    finally:
-        stock.stop()
-        platform.command("down")
-    return Results(
-        date=date,
+def run(directory: Path, effort: Effort, wanted: Sequence[str], names: Sequence[str], *, command: str, quick: bool) -> Results:
+    """Measure part by part; what a part started is stopped whatever happens, and a part that fails does not stop the others."""
+    rivals = [RIVALS[name] for name in names]
+    results = Results(
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
         command=command,
         quick=quick,
-        machine=facts,
-        throughput=rates,
-        releases=trials,
-        footprint=footprint.Footprint(parts=parts, stock=idle_stock, up_fresh_s=up_fresh_s, up_s=up_s, help_s=help_s),
-        payload_bytes=len(payload(rows(1))),
+        machine=machine.describe(),
+        versions={rival.title: installed_version(rival) for rival in rivals if is_built(rival.environment)},
+        how={rival.title: rival.how for rival in rivals},
+        failed_parts={},
     )
+    if "servers" in wanted:
+        results.servers = _try("servers", results, lambda: parts.measure_servers(directory / "servers", effort, rivals, _say))
+    if "models" in wanted:
+        results.models = _try("models", results, lambda: parts.measure_models(directory / "models", effort, _say))
+    with_releases, with_footprint = "releases" in wanted, "footprint" in wanted
+    if with_releases or with_footprint:
+        found = _try(
+            "releases and footprint",
+            results,
+            lambda: parts.measure_platform(
+                directory / "platform", effort, with_releases=with_releases, with_footprint=with_footprint, say=_say
+            ),
+        )
+        results.releases, results.footprint = found or (None, None)
+    return results
+
+
+def _try(name: str, results: Results, measure: Callable[[], Part]) -> Part | None:
+    try:
+        return measure()
+    except (ModelwayError, OSError, subprocess.SubprocessError) as error:
+        results.failed_parts[name] = str(error)
+        _say(f"Error: {name}: {error}")
+        return None
 
 
 def _say(text: str) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.http_client import Cell
+from benchmarks.goals import of_servers
+from benchmarks.http_client import Measured
 from benchmarks.mlp import expected_logits, is_right, rows
+from benchmarks.rates import BINARY, JSON, Cell, Rates
 from benchmarks.releases import API, PROMOTION, WARM, Releases, Trial
-from benchmarks.throughput import CONNECTIONS, GATEWAY, NODE, STOCK, Throughput
+from benchmarks.report_servers import STOCK
+from benchmarks.servers.modelway import GATEWAY, NODE, SOCKETS, TITLES
 from modelway.load import Answer
 
 LOGITS = {version: expected_logits(rows(1), version)[0] for version in (1, 2)}
@@ -54,30 +57,47 @@ def test_the_numbers_of_one_version_are_never_those_of_another():
     assert not is_right({"error": "x"}, LOGITS[1])
 
 
+def cell(server: str, rate: float, *, number: int = 0, connections: int = 32, form: str = BINARY, **found: float) -> Cell:
+    measured = Measured(requests_per_s=rate, **({"p50_ms": 1.0, "p99_ms": 2.0} | found))
+    return Cell(server=server, form=form, connections=connections, fraction=0.0, round=number, measured=measured)
+
+
 def test_ratios_are_medians_of_the_ratios_of_each_round():
     """A machine that halves its speed for one round changes no ratio."""
-    rounds = [
+    rates = Rates(
         [
-            Cell(target=t, connections=c, requests_per_s=speed * base)
-            for c in CONNECTIONS
-            for t, base in ((GATEWAY, 30), (NODE, 50), (STOCK, 10))
+            cell(server, speed * base * at, number=number, connections=connections)
+            for number, speed in enumerate((1.0, 0.5, 1.0))
+            for connections, at in ((8, 0.5), (32, 1.0))
+            for server, base in ((GATEWAY, 30), (STOCK, 10))
         ]
-        for speed in (1.0, 0.5, 1.0)
-    ]
-    rates = Throughput(rounds=rounds, engine_rounds=[{1: 80.0, 32: 160.0}] * 3, duration_s=1.0, num_stock_workers=1)
-    assert [(row.requests_per_s, row.range_requests_per_s, row.ratio_to_stock) for row in rates.rows[:3]] == [
-        (30, (15, 30), 3.0),
-        (50, (25, 50), 5.0),
-        (10, (5, 10), 1.0),
-    ]
-    assert [row.ratio_to_stock for row in rates.engine_rows] == [8.0, 16.0]
+    )
+    best = rates.best(GATEWAY, BINARY)
+    assert (best.requests_per_s, best.slowest_per_s, best.fastest_per_s, best.connections) == (30, 15, 30, 32)
+    assert rates.ratio_of_best(GATEWAY, STOCK, BINARY) == 3.0
+    assert rates.ratio_of_best(GATEWAY, STOCK, JSON) is None
+
+
+def test_goals_are_computed_from_the_better_of_the_entries():
+    cells = [cell(SOCKETS, 60), cell(GATEWAY, 30, p99_ms=5.0), cell("Triton", 20, p99_ms=5.0), cell("Triton, queue delay", 25, p99_ms=8.0)]
+    cells += [cell(GATEWAY, 1, connections=1, p50_ms=0.5), cell("Triton", 1, connections=1, p50_ms=1.0), cell("stock", 31)]
+    found = {goal.text: (goal.found, goal.verdict) for goal in of_servers(Rates(cells))}
+    assert found["workers' sockets, binary: best rate, times Triton's"] == (2.4, "not met: 20% too little")
+    assert found["gateway, binary: best rate, times the best of all others"] == (pytest.approx(30 / 31), "not met: 3% too little")
+    assert found["gateway, binary: p99 at 32 connections, times Triton's"] == (1.0, "met")
+    assert found["gateway, binary: p50 at 1 connection, times Triton's"] == (0.5, "met")
+    assert found["gateway, JSON: p50 at 1 connection, times Triton's"] == (None, "not measured")
+
+
+def test_a_server_without_answers_meets_no_goal():
+    cells = [cell(GATEWAY, 0, p50_ms=0.0, p99_ms=0.0, failed=3), cell("Triton", 20)]
+    goals = {goal.text: goal.met for goal in of_servers(Rates(cells))}
+    assert goals["gateway, binary: best rate, times the best of all others"] is False
+    assert goals["gateway, binary: p99 at 32 connections, times Triton's"] is None
 
 
 def test_a_failed_request_is_told():
-    cells = [
-        Cell(target=t, connections=c, failed=int(t == NODE), first_failure="status 503")
-        for c in CONNECTIONS
-        for t in (GATEWAY, NODE, STOCK)
-    ]
-    throughput = Throughput(rounds=[cells], engine_rounds=[], duration_s=1.0, num_stock_workers=1)
-    assert throughput.failures == [f"{NODE} at {c} connections: 1 failed, first: status 503" for c in CONNECTIONS]
+    cells = [cell(server, 10, failed=1, first_failure="status 503") for server in (NODE, "Triton")]
+    (failure,) = Rates(cells).failures(TITLES)
+    assert NODE in failure
+    assert "1 failed: status 503" in failure
