@@ -27,6 +27,7 @@ from .messages import Answer, Decoded, error_answer
 _logger = logging.getLogger("modelway")
 
 _SMOOTHING = 0.2
+_FEW = 4
 _RETRY_AFTER = {"retry-after": "1"}
 
 
@@ -37,6 +38,8 @@ class Limits:
     Attributes:
         batch_size: Requests that run together, at most.
         queue_size: Requests that may wait; more are answered 429.
+        queue_s: Seconds that a request is expected to wait; those that would wait for longer are answered 429. A queue
+            that is bounded by number only makes everybody wait for long, and goes on doing so after an overload has ended.
         queue_bytes: Bytes of their bodies that may wait; more are answered 429.
         body_bytes: Larger request bodies are answered 413.
         hang_s: A batch that runs for longer means that the model hangs.
@@ -45,6 +48,7 @@ class Limits:
 
     batch_size: int = 32
     queue_size: int = 1000
+    queue_s: float = 5.0
     queue_bytes: int = 256 << 20
     body_bytes: int = 64 << 20
     hang_s: float = 120.0
@@ -84,6 +88,7 @@ class Batcher:
         self._queued_bytes = 0
         self._busy = False  # a batch runs, or is about to
         self._expected_s = float("inf")
+        self._last_s: deque[float] = deque(maxlen=_FEW)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     @property
@@ -94,7 +99,11 @@ class Batcher:
     def submit(self, job: Job) -> None:
         """Queue a request, or answer it 429 at once."""
         limits = self._limits
-        if len(self._queue) >= limits.queue_size or (self._queue and self._queued_bytes + job.num_bytes > limits.queue_bytes):
+        if (
+            len(self._queue) >= limits.queue_size
+            or (self._queue and self._queued_bytes + job.num_bytes > limits.queue_bytes)
+            or self._expected_wait_s() > limits.queue_s
+        ):
             job.respond(_overloaded(len(self._queue)))
             return
         self._queue.append(job)
@@ -103,6 +112,12 @@ class Batcher:
             self._busy = True
             # Not now: what else has arrived in this turn of the loop goes along.
             self._loop.call_soon(self._run_next)
+
+    def _expected_wait_s(self) -> float:
+        """As long as the batches in front take at least. The fastest of the last few counts: one that was held up says nothing."""
+        if len(self._queue) < self._limits.batch_size or len(self._last_s) < _FEW:
+            return 0.0
+        return len(self._queue) // self._limits.batch_size * min(self._last_s)
 
     def _run_next(self) -> None:
         batch = self._take()
@@ -129,6 +144,7 @@ class Batcher:
     def _finish(self, batch: list[Job], started: float, answers: list[Answer]) -> None:
         took_s = time.monotonic() - started
         self._measures.run_s.observe(took_s)
+        self._last_s.append(took_s)
         self._expected_s = took_s if self._expected_s == float("inf") else self._expected_s + _SMOOTHING * (took_s - self._expected_s)
         if self._queue:
             self._loop.call_soon(self._run_next)

@@ -37,11 +37,13 @@ class Doubles:
         self.gate = threading.Semaphore(1_000_000)
         self.batches: list[list[float]] = []
         self.threads: set[str] = set()
+        self.takes_s = 0.0
 
     def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
         self.batches.append(inputs[0].ravel().tolist())
         self.threads.add(threading.current_thread().name)
         assert self.gate.acquire(timeout=_DEADLINE_S)
+        time.sleep(self.takes_s)
         if 1300.0 in self.batches[-1]:
             raise ValueError(1300)
         return {"doubled": inputs[0] * 2}
@@ -207,6 +209,34 @@ def test_a_full_queue_is_429_and_recovers(listener: Listener, model: Doubles) ->
         assert [status for status, _ in read_answers(connection, 4)] == [200] * 4
         other.sendall(request(3))
         assert read_answers(other, 1) == [(200, [[6.0]])]
+
+
+@pytest.mark.parametrize("limits", [replace(BESIDE, batch_size=1, queue_s=0.1)])
+def test_a_slow_model_has_a_short_queue_and_one_slow_batch_is_no_slow_model(
+    listener: Listener, client: httpx.Client, model: Doubles
+) -> None:
+    """Batches of 60 ms and a wait of 100 ms at most: one may wait, and the next, but no third."""
+    for model.takes_s in (0.06, 0.06, 0.0, 0.06):
+        assert ask(client, 1).status_code == 200
+    assert _statuses_of_five_at_once(listener, model) == [200] * 5
+    model.takes_s = 0.06
+    for _ in range(4):
+        assert ask(client, 1).status_code == 200
+    assert _statuses_of_five_at_once(listener, model) == [200, 200, 200, 429, 429]
+    model.takes_s = 0.0
+    assert ask(client, 1).status_code == 200
+
+
+def _statuses_of_five_at_once(listener: Listener, model: Doubles) -> list[int]:
+    model.close_gate()
+    with connect(listener) as connection:
+        num_batches = len(model.batches)
+        connection.sendall(request(1))
+        wait_until(lambda: len(model.batches) > num_batches, what="the model runs")
+        connection.sendall(request(1) * 4)
+        wait_until(lambda: listener.batcher.num_waiting >= 2, what="a queue")
+        model.gate.release(1_000_000)
+        return [status for status, _ in read_answers(connection, 5)]
 
 
 def test_a_request_that_waited_past_its_deadline_is_504_and_never_runs(listener: Listener, model: Doubles) -> None:
