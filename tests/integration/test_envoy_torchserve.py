@@ -7,11 +7,14 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
+from grpc import StatusCode
+from tritonclient.grpc import service_pb2
 
 from registry.signature import Signature, TensorSpec
 from serving.routes import Backend, ChannelRoute, RouteTable
 from support.bundles import expected_logits
 from support.envoy_process import RunningEnvoy
+from support.grpc_stub import GrpcClient, infer_request, logits_of
 from support.nodes import RunningNode, make_archive
 
 pytestmark = pytest.mark.integration
@@ -65,6 +68,18 @@ def test_v2_ready_is_asked_of_the_worker(url: str) -> None:
     for path in ("/v2/models/digits/ready", "/v2/models/digits/versions/1/ready"):
         response = httpx.get(url + path, timeout=30)
         assert (response.status_code, response.headers["x-modelway-release"]) == (200, "7"), response.text
+
+
+def test_grpc_reaches_the_worker_through_torchserve_too(url: str) -> None:
+    with GrpcClient(httpx.URL(url).port or 0) as client:
+        for raw in (True, False):
+            done = client.call("ModelInfer", infer_request("digits", np.array(X, np.float32), raw=raw))
+            assert done.code is StatusCode.OK, done
+            assert (done.headers["x-modelway-release"], bool(done.message.raw_output_contents)) == ("7", raw)
+            _assert_logits(logits_of(done.message))
+        refused = client.call("ModelInfer", infer_request("digits", np.zeros((1, 5), np.float32)))
+        assert (refused.code, refused.details[:12]) == (StatusCode.INVALID_ARGUMENT, "input input:")
+        assert client.call("ModelReady", service_pb2.ModelReadyRequest(name="digits")).message.ready
 
 
 def test_v1_predict(url: str) -> None:
