@@ -110,10 +110,7 @@ class _Walk:
                 raise _Doubt
             return [self.value(item[index], depth + 1) for index in range(length)]
         if length >= _MIN_NUMBERS and (kind is float or kind is int):
-            numbers = np.frombuffer(item.as_buffer(of_type="d"), dtype=np.float64)
-            if len(numbers) != length:
-                raise _Doubt
-            return numbers
+            return np.frombuffer(item.as_buffer(of_type="d"), dtype=np.float64)
         values = item.as_list()
         if dict in set(map(type, values)):  # whose names have not been counted
             raise _Doubt

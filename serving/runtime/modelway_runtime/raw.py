@@ -13,13 +13,16 @@ import numpy as np
 
 from .datatypes import WIRE_BYTES
 from .errors import RequestError
-from .messages import BINARY, Answer, ModelInfo, check_rows, names
+from .messages import BINARY, Answer, ModelInfo, names
 from .tensors import Array, from_bytes, to_bytes
 from .texts import one_text
 
 
 def raw_inputs(model: ModelInfo, body: memoryview) -> tuple[Array, ...]:
-    """The inputs of a raw body: rows one after the other; of a BYTES input one row, the whole body. Raises RequestError 4xx."""
+    """The inputs of a raw body: rows one after the other; of a BYTES input one row, the whole body. Raises RequestError 4xx.
+
+    How many rows there may be is checked by the protocol.
+    """
     if len(model.inputs) != 1:
         raise RequestError(400, f"raw bytes are for models with one input; this one has {names(model.inputs)}")
     (spec,) = model.inputs
@@ -36,7 +39,6 @@ def raw_inputs(model: ModelInfo, body: memoryview) -> tuple[Array, ...]:
     if len(body) == 0 or len(body) % row_bytes:
         raise RequestError(400, f"input {spec.name}: expected a multiple of {row_bytes} bytes, those of a row, got {len(body)}")
     num_rows = len(body) // row_bytes
-    check_rows(model, num_rows)
     return (from_bytes(spec, body, shape=(num_rows, *row)),)
 
 

@@ -93,12 +93,12 @@ def test_with_and_without_it_the_answers_are_the_same(data: Any, shape: tuple[in
     ids=lambda data: json.dumps(data)[:40],
 )
 def test_what_it_could_get_wrong_is_judged_as_without_it(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    core = echo(Spec("x", "FP32", (-1, 21)))
-    bodies = [[data], data, [data, data]]
+    cores = [echo(Spec("x", "FP32", shape)) for shape in ((-1,), (-1, -1), (-1, 21), (-1, 1, -1))]
+    asked = [(core, body) for core in cores for body in ([data], data, [data, data])]
     monkeypatch.setattr(fast_json, "_MIN_BYTES", 0)
-    fast = [ask(core, body, PREDICTIONS) for body in bodies]
+    fast = [ask(core, body, PREDICTIONS) for core, body in asked]
     monkeypatch.setattr(fast_json, "_simdjson", None)
-    assert fast == [ask(core, body, PREDICTIONS) for body in bodies]
+    assert fast == [ask(core, body, PREDICTIONS) for core, body in asked]
 
 
 def test_the_accelerator_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
