@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 
 from registry.release import ChannelState, Event, EventKind, LedgerState, Release, ReleaseKind, ReleaseRecord
 from registry.verdict import Outcome, ReleaseCounters, Verdict
-from serving.ports import GatewayState, Judge, LoadState, NodeState
+from serving.ports import GatewayState, Judge, LoadState, NodeState, sockets_of
 from serving.routes import Backend, ChannelRoute, RouteTable
 from serving.steps import ApplyRoutes, Probe, Record, Register, Scale, Step, StoreArchive, Unload, Wait
 
@@ -176,7 +176,9 @@ def _backend(release: Release, look: _Look) -> Backend:
         engine_version=release.engine_version,
         signature=release.signature,
         sockets=tuple(look.observed.sockets[node] for node in nodes),
-        worker_sockets=tuple(socket for node in look.answering_nodes(release) for socket in look.observed.nodes[node].sockets_of(release)),
+        worker_sockets=tuple(
+            socket for node in look.answering_nodes(release) for socket in sockets_of(release, look.observed.nodes[node].worker_sockets)
+        ),
     )
 
 

@@ -6,7 +6,7 @@ idempotent, and an observation never raises for a component that is down: it say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePath
@@ -61,10 +61,11 @@ class NodeState:
         loaded = self.archives.get((release.model, release.engine_version))
         return loaded.state if loaded else None
 
-    def sockets_of(self, release: Release) -> tuple[str, ...]:
-        """The sockets of the workers that hold a release's archive."""
-        prefix = prefix_of(release.model, release.engine_version)
-        return tuple(path for path in self.worker_sockets if PurePath(path).name.startswith(prefix))
+
+def sockets_of(release: Release, worker_sockets: Iterable[str]) -> tuple[str, ...]:
+    """Of a node's worker sockets, those of the workers that hold a release's archive."""
+    prefix = prefix_of(release.model, release.engine_version)
+    return tuple(path for path in worker_sockets if PurePath(path).name.startswith(prefix))
 
 
 class ServingEngine(Protocol):
@@ -93,8 +94,20 @@ class ServingEngine(Protocol):
     def unregister(self, model: str, engine_version: str) -> None:
         """Unload an archive and delete it from the store. Idempotent. Kills its workers: drain first."""
 
-    def infer(self, model: str, engine_version: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> tuple[int, bytes]:
-        """One request straight to the node, past the gateway: HTTP status and body."""
+    def worker_sockets(self) -> tuple[str, ...]:
+        """Paths of the workers' own sockets, of all archives, sorted; empty if its workers have none."""
+
+    def infer(
+        self, model: str, engine_version: str, body: bytes, headers: Mapping[str, str], timeout_s: float, *, worker: str | None = None
+    ) -> tuple[int, bytes]:
+        """One request straight to the node, past the gateway: HTTP status and body.
+
+        Args:
+            worker: One of `worker_sockets`, to ask that worker itself.
+
+        Raises:
+            TimedOut: No answer within `timeout_s`.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

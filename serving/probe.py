@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from registry.errors import ModelwayError, TimedOut
 from registry.release import Release
 from serving.archive import open_archive
-from serving.golden import PROBE_HEADERS
-from serving.ports import ServingEngine
+from serving.golden import PROBE_HEADERS, Golden
+from serving.ports import ServingEngine, sockets_of
 
 PROBE_TIMEOUT_S = 30.0
 
@@ -18,18 +18,24 @@ class ProbeFailed(ModelwayError):
 
 
 def ask_golden_set(engine: ServingEngine, release: Release, archive: Path) -> float:
-    """Ask the node for the archive's golden inputs; the largest absolute error of its answer.
+    """Ask the node for the archive's golden inputs, by each way that traffic can take; the largest absolute error of its answers.
 
     Raises:
-        ProbeFailed: The answer is outside the certificate's tolerance, is no answer, or takes too long.
+        ProbeFailed: An answer is outside the certificate's tolerance, is no answer, or takes too long.
         Unavailable: The node does not answer at all; ask again.
     """
     golden = open_archive(archive, release.archive_sha256).golden
+    workers = sockets_of(release, engine.worker_sockets())
+    return max(_ask(engine, release, golden, worker) for worker in (None, *workers))
+
+
+def _ask(engine: ServingEngine, release: Release, golden: Golden, worker: str | None) -> float:
+    asked = engine.name if worker is None else f"{engine.name}, worker {PurePath(worker).stem}"
     try:
-        status, body = engine.infer(release.model, release.engine_version, golden.request(), PROBE_HEADERS, PROBE_TIMEOUT_S)
+        status, body = engine.infer(release.model, release.engine_version, golden.request(), PROBE_HEADERS, PROBE_TIMEOUT_S, worker=worker)
     except TimedOut as error:
-        raise ProbeFailed(f"{engine.name} did not answer the golden set within {PROBE_TIMEOUT_S:g} s") from error
+        raise ProbeFailed(f"{asked} did not answer the golden set within {PROBE_TIMEOUT_S:g} s") from error
     comparison = golden.judge(status, body)
     if comparison.problems:
-        raise ProbeFailed(f"{engine.name}: {'; '.join(comparison.problems)}")
+        raise ProbeFailed(f"{asked}: {'; '.join(comparison.problems)}")
     return comparison.max_abs_error

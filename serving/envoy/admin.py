@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import http.client
-import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from pathlib import Path
 from urllib.parse import urlencode
 
 from registry.errors import TimedOut, Unavailable
+from serving import unix_http
 from serving.envoy.config import EnvoyConfig
 from serving.envoy.stats import FILTER, Snapshot, parse
 
@@ -35,15 +34,11 @@ class Admin:
 
     def _call(self, method: str, target: str) -> str:
         # A new connection each time: a kept one would die with each restart of Envoy and fail the next call.
-        connection = _UnixConnection(self._socket, self._timeout_s)
         try:
-            connection.request(method, target)
-            response = connection.getresponse()
-            status, text = response.status, response.read().decode(errors="replace")
+            status, answer = unix_http.call(self._socket, method, target, timeout_s=self._timeout_s)
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"the gateway does not answer ({self._socket}: {error})", _NEXT_STEP) from error
-        finally:
-            connection.close()
+        text = answer.decode(errors="replace")
         if status != HTTPStatus.OK:
             raise Unavailable(f"the gateway's admin interface answered {status} ({target}: {text[:200]})", _NEXT_STEP)
         return text
@@ -92,22 +87,3 @@ class Admin:
             if time.monotonic() > deadline:
                 return None
             time.sleep(_POLL_S)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket; httpx does that too, and leaks the socket of each connect that fails."""
-
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("gateway", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket; leave nothing open if that fails."""
-        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connecting.settimeout(self.timeout)
-            connecting.connect(str(self._path))
-        except OSError:
-            connecting.close()
-            raise
-        self.sock = connecting

@@ -14,11 +14,11 @@ from urllib.parse import quote
 import httpx
 
 from registry.bundle import sha256_file
-from registry.errors import Corrupt, ModelwayError, NotFound, Unavailable
+from registry.errors import Corrupt, ModelwayError, NotFound, TimedOut, Unavailable
 from serving.ports import NodeState
-from serving.runtime.modelway_runtime.sockets import prefix_of
 from serving.torchserve.config import TorchServeConfig
 from serving.torchserve.states import WorkerReport, loaded_archive
+from serving.torchserve.workers import WorkerSockets
 
 _OBSERVE_TIMEOUT_S = 2.0
 _MANAGE_TIMEOUT_S = 60.0  # unregistering waits for workers to be gone
@@ -44,6 +44,7 @@ class TorchServeNode:
         self._inference = _Api.at(config.inference_socket)
         self._management = _Api.at(config.management_socket)
         self._metrics = _Api.at(config.metrics_socket)
+        self._workers = WorkerSockets(config.worker_socket_dir)
 
     @property
     def name(self) -> str:
@@ -83,12 +84,13 @@ class TorchServeNode:
             stored = frozenset(path.name for path in self._config.model_store.glob("*.mar"))
             archives = [loaded_archive(description, self._reports(description)) for description in descriptions]
         except (ModelwayError, OSError, KeyError, TypeError, ValueError):
-            return NodeState(reachable=False, worker_sockets=self._worker_sockets())
+            return NodeState(reachable=False, worker_sockets=self.worker_sockets())
         by_name = {(a.model, a.engine_version): a for a in archives}
-        return NodeState(reachable=True, archives=by_name, stored=stored, worker_sockets=self._worker_sockets())
+        return NodeState(reachable=True, archives=by_name, stored=stored, worker_sockets=self.worker_sockets())
 
-    def _worker_sockets(self) -> tuple[str, ...]:
-        return tuple(sorted(str(path) for path in self._config.worker_socket_dir.glob("*.sock")))
+    def worker_sockets(self) -> tuple[str, ...]:
+        """See `ServingEngine`."""
+        return self._workers.paths()
 
     def store(self, archive: Path, sha256: str) -> None:
         """See `ServingEngine`."""
@@ -154,22 +156,26 @@ class TorchServeNode:
             self._expect_success(response, f"unregister {model} {engine_version}")
         (self._config.model_store / f"{model}-{engine_version}.mar").unlink(missing_ok=True)
         shutil.rmtree(self._config.status_dir / model / engine_version, ignore_errors=True)
-        for leftover in self._config.worker_socket_dir.glob(f"{prefix_of(model, engine_version)}*"):
-            leftover.unlink(missing_ok=True)
+        self._workers.remove(model, engine_version)
 
-    def infer(self, model: str, engine_version: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> tuple[int, bytes]:
+    def infer(
+        self, model: str, engine_version: str, body: bytes, headers: Mapping[str, str], timeout_s: float, *, worker: str | None = None
+    ) -> tuple[int, bytes]:
         """See `ServingEngine`."""
         path = f"/predictions/{quote(model, safe='')}/{quote(engine_version, safe='')}"
         content_type = {} if any(name.lower() == "content-type" for name in headers) else {"content-type": "application/json"}
-        sent = {**content_type, **headers, **self._authorization("inference")}
+        sent = {**content_type, **headers}
+        if worker is not None:
+            return self._workers.infer(worker, path, body, sent, timeout_s)
+        sent |= self._authorization("inference")
         response = self._send(self._inference, "POST", path, headers=sent, timeout_s=timeout_s, content=body)
         return response.status_code, response.content
 
     def metrics_text(self) -> str:
-        """The node's metrics in Prometheus's text format. Raises Unavailable."""
+        """The front's and the workers' metrics in Prometheus's text format. Raises Unavailable."""
         response = self._send(self._metrics, "GET", "/metrics", headers={}, timeout_s=_OBSERVE_TIMEOUT_S)
         self._expect_success(response, "read metrics")
-        return response.text
+        return response.text + self._workers.metrics_text()
 
     def _model_names(self) -> Iterator[str]:
         token: str | None = "0"
@@ -221,6 +227,8 @@ class TorchServeNode:
                 probe.settimeout(timeout_s)
                 probe.connect(str(api.socket))
             return api.client.request(method, path, params=parameters, headers=dict(headers), content=content, timeout=timeout_s)
+        except httpx.ReadTimeout as error:
+            raise TimedOut(f"node {self.name} did not answer within {timeout_s:g} s ({method} {path})") from error
         except (OSError, httpx.HTTPError) as error:
             raise self._unavailable(error) from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry.errors import Corrupt, NotFound, Unavailable
+from registry.errors import Corrupt, NotFound, TimedOut, Unavailable
 from serving.archive import Archive, open_archive
 from serving.golden import PROBE_HEADERS
 from serving.ports import LoadState, ServingEngine
@@ -87,10 +87,22 @@ class ServingEngineContract:
         assert "could not be loaded" in detail
         try:  # a real engine may let it wait for a worker that never comes
             status, _ = engine.infer("digits", archive.engine_version, b"[[1, 2, 3, 4]]", {}, 1.0)
-        except Unavailable:
+        except (Unavailable, TimedOut):
             status = 503
         assert status in (500, 503)
         engine.unregister("digits", archive.engine_version)
+
+    def test_each_worker_answers_by_itself_until_the_archive_is_unloaded(self, engine: ServingEngine, tmp_path: Path) -> None:
+        archive = make_archive(tmp_path, 7)
+        self._load(engine, archive)
+        self._wait(engine, archive, LoadState.READY)
+        (worker,) = engine.worker_sockets()
+        assert engine.observe().worker_sockets == (worker,)
+        status, body = engine.infer("digits", archive.engine_version, b"[[1, 2, 3, 4]]", {}, 10.0, worker=worker)
+        assert status == 200
+        np.testing.assert_allclose(np.asarray(json.loads(body)), expected_logits([[1, 2, 3, 4]], weights_seed=7), rtol=1e-4)
+        engine.unregister("digits", archive.engine_version)
+        assert engine.worker_sockets() == ()
 
     def test_scaling_to_zero_leaves_it_registered(self, engine: ServingEngine, tmp_path: Path) -> None:
         archive = make_archive(tmp_path, 6)

@@ -23,6 +23,7 @@ from serving.ports import LoadedArchive, LoadState, NodeState
 from serving.runtime.modelway_runtime import worker
 from serving.runtime.modelway_runtime.core import Core
 from serving.runtime.modelway_runtime.errors import LoadError
+from serving.runtime.modelway_runtime.sockets import prefix_of
 
 _ARCHIVE_NAME = re.compile(r"(?P<model>.+)-(?P<engine_version>\d+-[a-z][a-z0-9-]*-[0-9a-f]{12})\.mar")
 
@@ -64,7 +65,7 @@ class FakeEngine:
         if self.down:
             return NodeState(reachable=False)
         archives = {key: self._look(key, entry) for key, entry in self.registered.items()}
-        return NodeState(reachable=True, archives=archives, stored=frozenset(self.stored))
+        return NodeState(reachable=True, archives=archives, stored=frozenset(self.stored), worker_sockets=self.worker_sockets())
 
     def _look(self, key: tuple[str, str], entry: _Registered) -> LoadedArchive:
         model, engine_version = key
@@ -123,8 +124,15 @@ class FakeEngine:
         if self.store_dir is not None:
             (self.store_dir / name).unlink(missing_ok=True)
 
-    def infer(self, model: str, engine_version: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> tuple[int, bytes]:
+    def worker_sockets(self) -> tuple[str, ...]:
+        """A socket for each archive that serves; only its name is real."""
+        return tuple(f"/run/fake/w/{prefix_of(*key)}9000.sock" for key, entry in sorted(self.registered.items()) if entry.num_workers)
+
+    def infer(
+        self, model: str, engine_version: str, body: bytes, headers: Mapping[str, str], timeout_s: float, *, worker: str | None = None
+    ) -> tuple[int, bytes]:
         self._must_be_up()
+        assert worker is None or worker in self.worker_sockets()
         entry = self.registered.get((model, engine_version))
         if entry is None:
             return 404, b'{"error": "model version not found"}'
