@@ -43,6 +43,8 @@ def plot(path: Path, title: str, measured: Sequence[Measured], goal: Goal, choic
         axes.scatter([choice.p99_ms], [choice.requests_per_s], s=160, facecolors="none", edgecolors="black", label=str(choice.layout))
     axes.set(xscale="log", xlabel="p99 latency in ms (log scale)", ylabel="requests/s", title=f"{title} (numbers: batch limit)")
     axes.set_ylim(bottom=0)
+    for set_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_format("{x:g}")
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
