@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.archive import Archive, open_archive
+from registry.names import ModelVersion
+from serving.archive import Archive, RuntimeOptions, build_archive, open_archive
 from serving.runtime.modelway_handler import ModelwayHandler
 from serving.runtime.modelway_runtime import backends, files, status, worker
 from serving.runtime.modelway_runtime.errors import LoadError
 from serving.runtime.modelway_runtime.status import WorkerStatus
-from support.bundles import expected_logits, golden_inputs
+from support.bundles import expected_logits, golden_inputs, make_bundle
 from support.nodes import make_archive
 
 MAR = files.MAR_MANIFEST
@@ -299,3 +300,23 @@ def test_without_a_directory_nothing_is_written(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     WorkerStatus.of_this_process("digits", "1-x-0").failed("no model")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("quiet_root_logger")
+@pytest.mark.parametrize(("batch_size", "limit"), [(0, 7), (3, 3)])
+def test_the_batch_limit_is_the_archives_and_else_the_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service_class: Any, batch_size: int, limit: int
+) -> None:
+    version = ModelVersion("digits", 1)
+    bundle = make_bundle(tmp_path / "bundle", version=version, weights_seed=1)
+    archive = build_archive(bundle, "onnx-fp32", version, tmp_path / "archives", RuntimeOptions(batch_size=batch_size))
+    root = unpack(archive, tmp_path / "unpacked")
+    monkeypatch.setenv("MODELWAY_WORKER_SOCKET_DIR", str(tmp_path))
+    monkeypatch.setenv("MODELWAY_WORKER_LIMITS", json.dumps({"batch_size": 7}))
+    handler = ModelwayHandler()
+    service = service_class("digits", str(root), json.loads((root / MAR).read_text()), handler.handle, None, 8)
+    handler.initialize(service.context)
+    try:
+        assert handler._listener.limits.batch_size == limit
+    finally:
+        handler._listener.close()
