@@ -63,8 +63,8 @@ function envoy_on_response(handle)
   local grpc_status = headers:get("grpc-status")
   if grpc_status ~= nil then -- of Envoy itself
     local answer = handle:metadata():get("answer")
-    -- UNKNOWN without a word is what Envoy makes of a reply of 200; a refusal on the way to the answer has another status.
-    if answer == nil or grpc_status ~= "2" or headers:get("grpc-message") ~= nil then
+    -- UNKNOWN is what Envoy makes of a reply of 200; a refusal on the way to the answer has another status.
+    if answer == nil or grpc_status ~= "2" then
       note(handle, headers, grpc_status, percent_decoded(headers:get("grpc-message") or ""))
       return
     end

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -140,3 +142,71 @@ def test_what_is_not_exactly_one_frame_is_refused(envoy: RunningEnvoy, node: Nod
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
     assert f"grpc-status: {status}\n" in done.stdout.replace("\r", ""), done.stdout
     assert not node.requests
+
+
+# --- HTTP/2 itself: https://www.rfc-editor.org/rfc/rfc9113#section-4.1
+
+H2_DATA, H2_HEADERS, H2_RST_STREAM, H2_SETTINGS, H2_PING = 0, 1, 3, 4, 6
+H2_MAX_CONCURRENT_STREAMS = 3
+
+
+def h2_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+H2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + h2_frame(H2_SETTINGS, 0, 0)
+
+
+def h2_headers(stream: int) -> bytes:
+    """The headers of a gRPC request whose message is still to come."""
+    fields = {":method": "POST", ":scheme": "http", ":path": f"/{SERVICE}/ModelInfer", ":authority": "x"} | GRPC
+    block = b"".join(b"\0" + bytes([len(key)]) + key.encode() + bytes([len(value)]) + value.encode() for key, value in fields.items())
+    return h2_frame(H2_HEADERS, 4, stream, block)
+
+
+GRPC = {"content-type": "application/grpc"}
+
+
+def rapid_resets() -> Iterator[bytes]:
+    for stream in range(1, 40_000, 2):
+        yield h2_headers(stream) + h2_frame(H2_RST_STREAM, 0, stream, (8).to_bytes(4, "big"))
+
+
+def empty_frames() -> Iterator[bytes]:
+    yield h2_headers(1)
+    for _ in range(20_000):
+        yield h2_frame(H2_DATA, 0, 1)
+
+
+def unread_pings() -> Iterator[bytes]:
+    for _ in range(300_000):
+        yield h2_frame(H2_PING, 0, 0, bytes(8))
+
+
+@pytest.mark.parametrize("frames", [rapid_resets, empty_frames, unread_pings])
+def test_who_abuses_http2_loses_the_connection(
+    client: GrpcClient, node: Node, envoy: RunningEnvoy, frames: Callable[[], Iterator[bytes]]
+) -> None:
+    # A connection that stays open ends in a TimeoutError.
+    with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", envoy.config.port), timeout=20) as raw:
+        raw.sendall(H2_HELLO)
+        for frame in frames():
+            raw.sendall(frame)
+        while raw.recv(1 << 16):
+            pass
+    assert client.send(field_of(1, "digits")).code is CODES.OK
+
+
+def test_a_connection_has_at_most_100_streams(client: GrpcClient, node: Node, envoy: RunningEnvoy) -> None:
+    found: list[tuple[int, bytes]] = []
+    with socket.create_connection(("127.0.0.1", envoy.config.port), timeout=20) as raw, raw.makefile("rb") as reader:
+        raw.sendall(H2_HELLO + b"".join(h2_headers(stream) for stream in range(1, 205, 2)))
+        while not found or found[-1][0] != H2_RST_STREAM:
+            head = reader.read(9)
+            found.append((head[3], reader.read(int.from_bytes(head[:3], "big"))))
+    sent = next(payload for kind, payload in found if kind == H2_SETTINGS and payload)
+    entries = [sent[at : at + 6] for at in range(0, len(sent), 6)]
+    settings_sent = {int.from_bytes(entry[:2], "big"): int.from_bytes(entry[2:], "big") for entry in entries}
+    assert settings_sent[H2_MAX_CONCURRENT_STREAMS] == 100
+    assert found[-1][1] == (7).to_bytes(4, "big")  # REFUSED_STREAM
+    assert client.send(field_of(1, "digits")).code is CODES.OK

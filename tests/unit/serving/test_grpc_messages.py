@@ -218,6 +218,7 @@ def unpacked(*lists: bytes) -> bytes:
         (with_more(inputs=[{"name": "t0", "datatype": "FP32", "shape": [1, 4]}], raw_input_contents=[bytes(16)]), 400, "twice"),
         (pb.ModelInferRequest(model_name="digits"), 400, "missing input t0"),
         (b"\x0a\xff", 400, "ends behind its message"),
+        (edited().SerializeToString()[:-1], 400, "ends behind its message"),
         (b"\x07", 400, "no such field number"),
         (b"\x0b", 400, "no such wire type"),
         (b"\x08" + b"\xff" * 12, 400, "more than 10 bytes"),
