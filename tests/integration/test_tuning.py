@@ -109,6 +109,19 @@ def test_latency_of_an_open_loop_counts_from_when_a_request_was_due(tmp_path: Pa
     assert overrun.requests_per_s <= 45
 
 
+@pytest.mark.parametrize("rate_per_s", [None, 50])
+def test_what_is_never_answered_counts_with_the_time_that_it_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate_per_s: float | None
+) -> None:
+    monkeypatch.setattr("serving.tuning.load._GRACE_S", 0.5)
+    with UdsServer(tmp_path / "a.sock") as server:
+        server.delay_s = 30
+        load = Load(connections=4, seconds=0.4, warmup_s=0, rate_per_s=rate_per_s)
+        result = run_load([str(server.socket)], "/", PROBE_HEADERS, b"{}", load)
+    assert result.requests_per_s == 0
+    assert 400 <= result.p50_ms <= result.p99_ms < 30_000
+
+
 # --- the command
 
 

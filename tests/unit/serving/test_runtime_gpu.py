@@ -102,6 +102,15 @@ def test_bound_answers_are_the_models_whatever_came_before(session: object, grap
         np.testing.assert_allclose(got, expected_logits(given, weights_seed=1), rtol=1e-4)
 
 
+def test_nothing_of_an_earlier_request_stays_in_the_filling(session: object) -> None:
+    bound = BoundSession(session, INPUTS, OUTPUTS, device="cpu", device_id=0, graph_rows=8)
+    bound.run([np.full((8, 4), np.inf, np.float32)])
+    bound.run([rows(5)])
+    ((_, filled),) = bound._recorded[8]._fixed
+    assert (filled[:5] == rows(5)).all()
+    assert (filled[5:] == 0).all()
+
+
 def test_arrays_need_not_be_contiguous_or_writable(session: object) -> None:
     wide = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
     wide.flags.writeable = False
