@@ -11,7 +11,7 @@ VARIANT ?= $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up down test lint bench bench-setup bench-core bench-gpu docs clean
+.PHONY: help setup setup-dev demo up down test lint bench bench-setup bench-core bench-gpu reliability docs clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ bench-core: setup-dev ## Measure the runtime's core alone: microseconds per requ
 
 bench-gpu: setup-dev ## Measure what a GPU does to a model; needs one
 	$(BIN)/python -m benchmarks.gpu
+
+reliability: setup-dev ## Attack, overload and slow down the real platform; writes docs/reliability.md (20 minutes)
+	$(BIN)/python -m benchmarks.reliability $(ARGS)
 
 docs: setup-dev ## Write docs/cli.md and docs/settings.md anew
 	$(BIN)/python scripts/cli_docs.py

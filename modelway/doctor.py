@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -24,11 +25,14 @@ from modelway.child_record import supervisors
 from modelway.home import prepare_socket_dir
 from modelway.ports_in_use import PortState, look_at_ports
 from modelway.settings import SOCKET_NAME_BYTES, SOCKET_PATH_BYTES, Settings, unknown_variables
-from registry.errors import ModelwayError
+from registry.errors import ModelwayError, UsageError
+from serving.api_keys import KeyFile
+from serving.envoy.tls import check_certificate
 
 _MIN_PYTHON = (3, 11)
 _MIN_FREE_BYTES = 2 << 30
 _CUDA_13_DRIVER = 580  # the first NVIDIA driver for CUDA 13, which onnxruntime-gpu is built for
+_RENEW_BEFORE = timedelta(days=14)
 _PROGRAM_TIMEOUT_S = 20.0
 
 
@@ -120,6 +124,27 @@ def socket_check(settings: Settings) -> Check:
     return Check(name="sockets", ok=num_bytes <= SOCKET_PATH_BYTES, detail=detail)
 
 
+def gateway_checks(settings: Settings, now: datetime) -> list[Check]:
+    """The files of the operator that the gateway uses, where there are any. `now` is in UTC."""
+    checks = []
+    if settings.gateway_tls_certificate is not None and settings.gateway_tls_key is not None:
+        try:
+            end = check_certificate(settings.gateway_tls_certificate, settings.gateway_tls_key, now)
+            soon = end - now < _RENEW_BEFORE
+            fix = f"Renew it: put the new files in place of {settings.gateway_tls_certificate} and its key." if soon else ""
+            checks.append(Check(name="certificate", ok=not soon, detail=f"valid until {end:%Y-%m-%d}", fix=fix))
+        except UsageError as error:
+            checks.append(Check(name="certificate", ok=False, detail=error.what, fix=error.next_step))
+    if settings.api_keys_file is not None:
+        try:
+            num_keys = len(KeyFile(settings.api_keys_file).read())
+            fix = "" if num_keys else "Nobody can ask the gateway: modelway keys add NAME."
+            checks.append(Check(name="API keys", ok=num_keys > 0, detail=f"{num_keys} in {settings.api_keys_file}", fix=fix))
+        except UsageError as error:
+            checks.append(Check(name="API keys", ok=False, detail=error.what, fix=error.next_step))
+    return checks
+
+
 def versions_check(requirements: Iterable[str], installed: Mapping[str, str], tested: Mapping[str, str]) -> Check:
     """What is installed is within the ranges that this project declares.
 
@@ -183,6 +208,7 @@ def run_doctor(settings: Settings) -> list[Check]:
         socket_check(settings),
         *(port_check(state) for state in look_at_ports(settings)),
         clock_check(time.time(), Path(__file__).stat().st_mtime),
+        *gateway_checks(settings, datetime.now(UTC)),
         _environment_check(),
         _supervisor_check(settings),
     ]

@@ -42,7 +42,7 @@ def request(method: str, path: str, headers: Mapping[str, str] | None = None, bo
 class RawConnection:
     """One connection to 127.0.0.1. Opens itself anew when the server has closed it."""
 
-    def __init__(self, port: int, *, timeout_s: float = 20.0) -> None:
+    def __init__(self, port: int, *, timeout_s: float = 40.0) -> None:
         self._port = port
         self._timeout_s = timeout_s
         self._socket: socket.socket | None = None
@@ -117,7 +117,7 @@ class RawConnection:
             return b""
 
 
-def ask_once(port: int, data: bytes, *, timeout_s: float = 20.0, head_only: bool = False) -> Reply:
+def ask_once(port: int, data: bytes, *, timeout_s: float = 40.0, head_only: bool = False) -> Reply:
     """One request on a connection of its own."""
     connection = RawConnection(port, timeout_s=timeout_s)
     try:

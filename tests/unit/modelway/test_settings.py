@@ -54,6 +54,30 @@ def test_environment_goes_over_file_over_defaults_and_overrides_over_all(monkeyp
     assert (settings.nodes, settings.gateway_port, settings.batch_size, settings.control_port) == (2, 2222, 4, 8085)
 
 
+def test_the_gateways_url_follows_its_certificate_and_files_are_relative_to_the_file(tmp_path: Path) -> None:
+    Path("modelway.toml").write_text('gateway_tls_certificate = "pki/a.pem"\ngateway_tls_key = "pki/a.key"\napi_keys_file = "keys.toml"\n')
+    settings = load_settings()
+    assert settings.gateway_url == "https://127.0.0.1:8080"
+    assert (settings.gateway_tls_certificate, settings.api_keys_file) == (tmp_path / "pki" / "a.pem", tmp_path / "keys.toml")
+    assert load_settings(gateway_url="https://models.example.org/").gateway_url == "https://models.example.org"
+
+
+def test_a_certificate_without_its_key_is_refused() -> None:
+    with pytest.raises(UsageError, match="gateway_tls_certificate and gateway_tls_key need each other"):
+        load_settings(gateway_tls_certificate="a.pem")
+
+
+def test_the_own_key_is_printed_nowhere_and_goes_to_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELWAY_API_KEY", "a-secret")
+    settings = load_settings()
+    assert settings.api_key == "a-secret"
+    assert "a-secret" not in repr(settings)
+    assert "a-secret" not in "".join(settings.environment().values())
+    with pytest.raises(UsageError, match=r"MODELWAY_API_KEY = \*\*\*") as error:
+        load_settings(api_key="a secret\n")
+    assert "a secret" not in str(error.value)
+
+
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELWAY_TRACKING_URI", "")
     monkeypatch.setenv("MODELWAY_GATEWAY_PORT", "")
