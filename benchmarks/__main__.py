@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from benchmarks.setup_environments import is_built
 from registry.errors import ModelwayError
 
 Part = TypeVar("Part")
+Say = Callable[[str], None]
 _DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 PARTS = ("servers", "models", "releases", "footprint")
 _QUICK_PARTS = ("servers", "releases", "footprint")
@@ -39,13 +41,13 @@ _QUICK_SERVERS = ("stock",)
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print, write; 1 if a request to Modelway failed, a version was wrong, or something was not measured."""
-    arguments = _parse(argv)
+    arguments, say = _parse(argv), progress(time.monotonic())
     output = arguments.output or (None if arguments.quick else _DOCUMENT)
     wanted = arguments.only or (_QUICK_PARTS if arguments.quick else PARTS)
     names = arguments.servers if arguments.servers is not None else (_QUICK_SERVERS if arguments.quick else tuple(RIVALS))
     directory = Path(tempfile.mkdtemp(prefix="modelway-bench-"))
     command = " ".join(["python -m benchmarks", *argv]) if argv else "make bench"
-    results = run(directory, QUICK if arguments.quick else FULL, wanted, names, command=command, quick=arguments.quick)
+    results = run(directory, QUICK if arguments.quick else FULL, wanted, names, say, command=command, quick=arguments.quick)
     if output is not None and results.servers:
         results.plot = output.with_suffix(".svg").name
         plot.draw(results.servers.mlp.rates, output.with_suffix(".svg"))
@@ -53,12 +55,12 @@ def main(argv: Sequence[str]) -> int:
     print(document)
     if output is not None:
         output.write_text(document)
-        _say(f"written to {output}")
+        say(f"written to {output}")
     problems = problems_of(results)
     for problem in problems:
-        _say(f"Error: {problem}")
+        say(f"Error: {problem}")
     if problems:
-        _say(f"The logs are in {directory}.")
+        say(f"The logs are in {directory}.")
         return 1
     shutil.rmtree(directory)
     return 0
@@ -108,7 +110,7 @@ def problems_of(results: Results) -> list[str]:
     return found
 
 
-def run(directory: Path, effort: Effort, wanted: Sequence[str], names: Sequence[str], *, command: str, quick: bool) -> Results:
+def run(directory: Path, effort: Effort, wanted: Sequence[str], names: Sequence[str], say: Say, *, command: str, quick: bool) -> Results:
     """Measure part by part; what a part started is stopped whatever happens, and a part that fails does not stop the others."""
     rivals = [RIVALS[name] for name in names]
     results = Results(
@@ -121,33 +123,39 @@ def run(directory: Path, effort: Effort, wanted: Sequence[str], names: Sequence[
         failed_parts={},
     )
     if "servers" in wanted:
-        results.servers = _try("servers", results, lambda: parts.measure_servers(directory / "servers", effort, rivals, _say))
+        results.servers = _try("servers", results, say, lambda: parts.measure_servers(directory / "servers", effort, rivals, say))
     if "models" in wanted:
-        results.models = _try("models", results, lambda: parts.measure_models(directory / "models", effort, _say))
+        results.models = _try("models", results, say, lambda: parts.measure_models(directory / "models", effort, say))
     with_releases, with_footprint = "releases" in wanted, "footprint" in wanted
     if with_releases or with_footprint:
         found = _try(
             "releases and footprint",
             results,
+            say,
             lambda: parts.measure_platform(
-                directory / "platform", effort, with_releases=with_releases, with_footprint=with_footprint, say=_say
+                directory / "platform", effort, with_releases=with_releases, with_footprint=with_footprint, say=say
             ),
         )
         results.releases, results.footprint = found or (None, None)
     return results
 
 
-def _try(name: str, results: Results, measure: Callable[[], Part]) -> Part | None:
+def _try(name: str, results: Results, say: Say, measure: Callable[[], Part]) -> Part | None:
     try:
         return measure()
     except (ModelwayError, OSError, subprocess.SubprocessError) as error:
         results.failed_parts[name] = str(error)
-        _say(f"Error: {name}: {error}")
+        say(f"Error: {name}: {error}")
         return None
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def progress(since: float) -> Callable[[str], None]:
+    """Says what is going on, after the seconds since that time of `time.monotonic`."""
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - since:4.0f} s] {text}", file=sys.stderr, flush=True)
+
+    return say
 
 
 if __name__ == "__main__":

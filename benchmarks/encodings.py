@@ -50,15 +50,16 @@ def request(encoding: Encoding, batch: Floats) -> tuple[dict[str, str], bytes]:
         return {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}, head + batch.tobytes()
     if encoding is Encoding.OCTETS:
         return {"Content-Type": "application/octet-stream"}, batch.tobytes()
-    document: dict[str, Any] = {
-        Encoding.V2_JSON: lambda: {
-            "inputs": [{"name": INPUT, "datatype": "FP32", "shape": list(batch.shape), "data": _short(batch.ravel())}]
-        },
-        Encoding.MLFLOW_JSON: lambda: {"inputs": [_short(row) for row in batch]},
-        Encoding.NAMED_JSON: lambda: {INPUT: [_short(row) for row in batch]},
-        Encoding.BASE64_JSON: lambda: {INPUT: [base64.b64encode(row.tobytes()).decode() for row in batch]},
-    }[encoding]()
-    return {"Content-Type": "application/json"}, json.dumps(document).encode()
+    return {"Content-Type": "application/json"}, json.dumps(_document(encoding, batch)).encode()
+
+
+def _document(encoding: Encoding, batch: Floats) -> dict[str, Any]:
+    if encoding is Encoding.V2_JSON:
+        return {"inputs": [{"name": INPUT, "datatype": "FP32", "shape": list(batch.shape), "data": _short(batch.ravel())}]}
+    if encoding is Encoding.BASE64_JSON:
+        return {INPUT: [base64.b64encode(row.tobytes()).decode() for row in batch]}
+    name = "inputs" if encoding is Encoding.MLFLOW_JSON else INPUT
+    return {name: [_short(row) for row in batch]}
 
 
 def answer(encoding: Encoding, head: bytes, body: bytes) -> Floats:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from benchmarks.rates import BINARY, JSON, Rates
 from benchmarks.servers.modelway import GATEWAY, SOCKETS, TITLES
@@ -18,13 +18,15 @@ class Goal:
     Attributes:
         limit: The ratio that is wanted.
         at_least: Whether more is better.
-        found: The ratio that was measured; None if one of the two was not.
+        found: The ratio that was measured, to the server that is hardest to beat; None if one of the two was not.
+        by_server: The ratio to each of the servers that it was compared with.
     """
 
     text: str
     limit: float
     at_least: bool
     found: float | None
+    by_server: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def met(self) -> bool | None:
@@ -51,17 +53,17 @@ def of_servers(rates: Rates) -> list[Goal]:
     others = [server for server in rates.servers if server not in TITLES]
     goals = []
     for form, limit in ((BINARY, 3.0), (JSON, 2.5)):
-        found = _worst(triton, min, lambda base, form=form: rates.ratio_of_best(SOCKETS, base, form))  # type: ignore[misc]
-        goals.append(Goal(text=f"workers' sockets, {form}: best rate, times Triton's", limit=limit, at_least=True, found=found))
+        found = _ratios(triton, lambda base, form=form: rates.ratio_of_best(SOCKETS, base, form))  # type: ignore[misc]
+        goals.append(_at_least(f"workers' sockets, {form}: best rate, times Triton's", limit, found))
     for form in (BINARY, JSON):
-        found = _worst(others, min, lambda base, form=form: rates.ratio_of_best(GATEWAY, base, form))  # type: ignore[misc]
-        goals.append(Goal(text=f"gateway, {form}: best rate, times the best of all others", limit=1.0, at_least=True, found=found))
+        found = _ratios(others, lambda base, form=form: rates.ratio_of_best(GATEWAY, base, form))  # type: ignore[misc]
+        goals.append(_at_least(f"gateway, {form}: best rate, times the best of all others", 1.0, found))
     for form in (BINARY, JSON):
-        found = _worst(triton, max, lambda base, form=form: rates.ratio_of_latency(GATEWAY, base, form, 32, "p99_ms"))  # type: ignore[misc]
-        goals.append(Goal(text=f"gateway, {form}: p99 at 32 connections, times Triton's", limit=1.0, at_least=False, found=found))
+        found = _ratios(triton, lambda base, form=form: rates.ratio_of_latency(GATEWAY, base, form, 32, "p99_ms"))  # type: ignore[misc]
+        goals.append(_at_most(f"gateway, {form}: p99 at 32 connections, times Triton's", 1.0, found))
     for form in (BINARY, JSON):
-        found = _worst(triton, max, lambda base, form=form: rates.ratio_of_latency(GATEWAY, base, form, 1, "p50_ms"))  # type: ignore[misc]
-        goals.append(Goal(text=f"gateway, {form}: p50 at 1 connection, times Triton's", limit=0.6, at_least=False, found=found))
+        found = _ratios(triton, lambda base, form=form: rates.ratio_of_latency(GATEWAY, base, form, 1, "p50_ms"))  # type: ignore[misc]
+        goals.append(_at_most(f"gateway, {form}: p50 at 1 connection, times Triton's", 0.6, found))
     return goals
 
 
@@ -73,6 +75,13 @@ def of_arithmetic(ratios: dict[str, float]) -> list[Goal]:
     ]
 
 
-def _worst(bases: list[str], choose: Callable[[list[float]], float], ratio: Callable[[str], float | None]) -> float | None:
-    ratios = [found for base in bases if (found := ratio(base)) is not None]
-    return choose(ratios) if ratios else None
+def _at_least(text: str, limit: float, found: Mapping[str, float]) -> Goal:
+    return Goal(text=text, limit=limit, at_least=True, found=min(found.values(), default=None), by_server=found)
+
+
+def _at_most(text: str, limit: float, found: Mapping[str, float]) -> Goal:
+    return Goal(text=text, limit=limit, at_least=False, found=max(found.values(), default=None), by_server=found)
+
+
+def _ratios(bases: Sequence[str], ratio: Callable[[str], float | None]) -> dict[str, float]:
+    return {base: found for base in bases if (found := ratio(base)) is not None}

@@ -141,7 +141,8 @@ def is_chunked(head: bytes) -> bool:
 
 def dechunked(body: bytes) -> bytes:
     """The content of a complete chunked body (RFC 9112, 7.1); trailers are not expected."""
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while True:
         end = body.index(b"\r\n", at)
         size = int(body[at:end].partition(b";")[0], 16)

@@ -82,15 +82,24 @@ def render(results: Results) -> str:
 
 
 def _goals(found: list[Goal]) -> str:
-    rows = [(goal.text, f"{'at least' if goal.at_least else 'at most'} {goal.limit:g}", times(goal.found), goal.verdict) for goal in found]
+    rows = [
+        (goal.text, f"{'at least' if goal.at_least else 'at most'} {goal.limit:g}", times(goal.found), goal.verdict, _hardest(goal))
+        for goal in found
+    ]
     return "\n\n".join(
         (
             "## Goals",
-            "Ratios of this run: the median over the rounds of the ratio within each round. Where Triton was measured in two settings, "
-            "each figure is compared with the better one.",
-            table(("goal", "wanted", "found", ""), rows),
+            "Ratios of this run: the median over the rounds of the ratio within each round. Triton is measured without and with a queue "
+            "delay, and each figure is compared with the better one of the two.",
+            table(("goal", "wanted", "found", "", "to the servers that are hardest to beat"), rows),
         )
     )
+
+
+def _hardest(goal: Goal) -> str:
+    """The ratios to the two servers that are hardest to beat."""
+    ordered = sorted(goal.by_server.items(), key=lambda item: item[1], reverse=not goal.at_least)
+    return ", ".join(f"{server}: {ratio:.2f}" for server, ratio in ordered[:2])
 
 
 def _one_line(text: str) -> str:

@@ -63,7 +63,7 @@ def _form(rates: Rates, form: str) -> str:
         for server in servers
         for best in [rates.best(server, form)]
     ]
-    header = ("server", "best requests/s", "at connections", "slowest to fastest round", "times stock", "times Triton")
+    header: tuple[str, ...] = ("server", "best requests/s", "at connections", "slowest to fastest round", "times stock", "times Triton")
     header += ("p50 at 1, ms", "p99 at 1, ms", "p50 at 32, ms", "p99 at 32, ms", "failed")
     connections = rates.connections()
     every = [(server, *(count(rates.summary(server, form, number).requests_per_s) for number in connections)) for server in servers]

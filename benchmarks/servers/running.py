@@ -43,7 +43,7 @@ class RunningRival:
             self._process = subprocess.Popen(
                 launch.argv,
                 cwd=directory,
-                env=clean_environment(place.bin) | launch.env,
+                env=clean_environment(place.bin) | dict(launch.env),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
