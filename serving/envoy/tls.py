@@ -1,7 +1,7 @@
 """TLS at the gateway: the certificate's files, checked before Envoy is started, and how Envoy follows them.
 
-Envoy reads the two files again when one is renamed into place in the certificate's directory (as certbot, Kubernetes
-and `mv` do). A pair that does not fit together is refused, and the one before stays in use.
+Envoy reads the two files again when something is renamed in the directory of one of them (as certbot, Kubernetes and `mv`
+do). A pair that does not fit together is refused, and the one before stays in use.
 """
 
 from __future__ import annotations
@@ -85,7 +85,6 @@ def secret(certificate: Path, key: Path) -> dict[str, Any]:
                 "tls_certificate": {
                     "certificate_chain": {"filename": os.fspath(certificate)},
                     "private_key": {"filename": os.fspath(key)},
-                    "watched_directory": {"path": os.fspath(certificate.parent)},
                 },
             }
         ]

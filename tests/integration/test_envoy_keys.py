@@ -191,6 +191,16 @@ def test_routes_of_a_time_without_keys_are_not_served_after_a_restart(tmp_path: 
         assert httpx.post(f"{envoy.url}{PATH}", json={}, headers={"x-api-key": word}).status_code == 200
 
 
+def test_a_name_that_a_client_gives_itself_is_nowhere(gateway: Gateway) -> None:
+    forged = {"x-modelway-key-name": "forged"}
+    httpx.get(f"{gateway.envoy.url}/v2/health/live", headers=forged)
+    gateway.ask("app", **forged)
+    log = gateway.envoy.config.access_log
+    wait_until(lambda: log.exists() and log.read_text().count("\n") >= 2, what="the access log")
+    assert [json.loads(line)["key"] for line in log.read_text().splitlines()] == [None, "app"]
+    assert "forged" not in gateway.envoy.gateway.metrics_text()
+
+
 def test_logs_and_metrics_have_the_name_and_never_the_key(gateway: Gateway) -> None:
     for _ in range(3):
         gateway.ask("app")

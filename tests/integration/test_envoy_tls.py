@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import ssl
 from collections.abc import Iterator
@@ -29,10 +30,10 @@ def authority(tmp_path: Path) -> Authority:
 @pytest.fixture
 def envoy(authority: Authority) -> Iterator[RunningEnvoy]:
     pair = authority.issue()
-    with RunningEnvoy(tls_certificate=pair.certificate, tls_key=pair.key, header_timeout_s=1.0) as running:
-        with UdsServer(running.sockets / "a.sock") as node:
-            running.gateway.apply(live(backend(1, node.socket)))
-            yield running
+    settings = {"tls_certificate": pair.certificate, "tls_key": pair.key, "header_timeout_s": 1.0}
+    with RunningEnvoy(**settings) as running, UdsServer(running.sockets / "a.sock") as node:
+        running.gateway.apply(live(backend(1, node.socket)))
+        yield running
 
 
 def trusting(authority: Authority, **versions: ssl.TLSVersion) -> ssl.SSLContext:
@@ -42,10 +43,18 @@ def trusting(authority: Authority, **versions: ssl.TLSVersion) -> ssl.SSLContext
     return context
 
 
+def connected(envoy: RunningEnvoy, context: ssl.SSLContext) -> ssl.SSLSocket:
+    raw = socket.create_connection(("127.0.0.1", envoy.config.port), timeout=5)
+    try:
+        return context.wrap_socket(raw, server_hostname="127.0.0.1")
+    except BaseException:
+        raw.close()
+        raise
+
+
 def served_name(envoy: RunningEnvoy, context: ssl.SSLContext) -> str:
-    with socket.create_connection(("127.0.0.1", envoy.config.port), timeout=5) as raw:
-        with context.wrap_socket(raw, server_hostname="127.0.0.1") as secured:
-            certificate = secured.getpeercert()
+    with connected(envoy, context) as secured:
+        certificate = secured.getpeercert()
     assert certificate is not None
     return next(value for part in certificate["subject"] for key, value in part if key == "commonName")
 
@@ -73,15 +82,16 @@ def test_the_protocol_is_chosen_by_alpn(envoy: RunningEnvoy, authority: Authorit
     context = trusting(authority)
     if offered:
         context.set_alpn_protocols(offered)
-    with socket.create_connection(("127.0.0.1", envoy.config.port), timeout=5) as raw:
-        with context.wrap_socket(raw, server_hostname="localhost") as secured:
-            assert secured.selected_alpn_protocol() == chosen
+    with connected(envoy, context) as secured:
+        assert secured.selected_alpn_protocol() == chosen
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
 def test_old_versions_of_tls_are_refused(envoy: RunningEnvoy, authority: Authority) -> None:
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        served_name(envoy, trusting(authority, minimum_version=ssl.TLSVersion.TLSv1_1, maximum_version=ssl.TLSVersion.TLSv1_1))
+    old = trusting(authority, minimum_version=ssl.TLSVersion.TLSv1_1, maximum_version=ssl.TLSVersion.TLSv1_1)
+    old.set_ciphers("DEFAULT:@SECLEVEL=0")  # or the client itself would not offer it
+    with pytest.raises((ssl.SSLError, ConnectionError), match=r"(?i)protocol version"):
+        served_name(envoy, old)
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         assert served_name(envoy, trusting(authority, minimum_version=version, maximum_version=version)) == "gateway"
 
@@ -91,6 +101,39 @@ def test_a_replaced_certificate_is_shown_without_a_restart(envoy: RunningEnvoy, 
     assert served_name(envoy, context) == "gateway"
     authority.issue(name="renewed")
     wait_until(lambda: served_name(envoy, context) == "renewed", what="the renewed certificate")
+
+
+def test_key_and_certificate_may_lie_apart(authority: Authority, tmp_path: Path) -> None:
+    pair, key = authority.issue(), tmp_path / "private" / "server.key"
+    key.parent.mkdir()
+    pair.key.replace(key)
+    with RunningEnvoy(tls_certificate=pair.certificate, tls_key=key) as running:
+        context = trusting(authority)
+        renewed = authority.issue(name="renewed")
+        assert served_name(running, context) == "gateway", "the certificate alone does not fit"
+        renewed.key.replace(key)
+        wait_until(lambda: served_name(running, context) == "renewed", what="the renewed certificate")
+
+
+def test_a_mounted_secret_is_followed_as_kubernetes_replaces_it(authority: Authority, tmp_path: Path) -> None:
+    """The files are links into `..data`, itself a link to a directory; only `..data` is renamed."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    for round_name in ("first", "second"):
+        pair = authority.issue(name=round_name)
+        target = mount / f"..{round_name}"
+        target.mkdir()
+        shutil.copy(pair.certificate, target / "tls.crt")
+        shutil.copy(pair.key, target / "tls.key")
+    (mount / "..data").symlink_to("..first")
+    for name in ("tls.crt", "tls.key"):
+        (mount / name).symlink_to(f"..data/{name}")
+    with RunningEnvoy(tls_certificate=mount / "tls.crt", tls_key=mount / "tls.key") as running:
+        context = trusting(authority)
+        assert served_name(running, context) == "first"
+        (mount / "..new").symlink_to("..second")
+        (mount / "..new").replace(mount / "..data")
+        wait_until(lambda: served_name(running, context) == "second", what="the second certificate")
 
 
 def test_a_pair_that_does_not_fit_leaves_the_one_before(envoy: RunningEnvoy, authority: Authority) -> None:
