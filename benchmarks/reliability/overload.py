@@ -19,12 +19,14 @@ _SATURATING_CLIENTS = 96  # three batches: one runs, and the next is complete wh
 def run(subject: Subject, duration_s: float, say: Say = lambda _: None) -> Proof:
     """Find what the slow model can do, then offer five times that for `duration_s`, then half of it for as long as recovery may take."""
     data = request("POST", f"/v2/models/{subject.slow_model}/infer", {"x-api-key": subject.key, "content-type": "application/json"}, body())
-    saturation = _saturation(subject, data, duration_s)
-    offered = FACTOR * saturation
-    say(f"P20: saturation {saturation:.0f}/s, offering {offered:.0f}/s")
+    before = _saturation(subject, data, duration_s)
+    offered = FACTOR * before
+    say(f"P20: saturation {before:.0f}/s, offering {offered:.0f}/s")
     overload = asyncio.run(Clients(subject.port, data).run_open(offered, duration_s))
     end = overload[-1].due_at
-    after = asyncio.run(Clients(subject.port, data).run_open(saturation / 2, _RECOVERY_S + 5))
+    after = asyncio.run(Clients(subject.port, data).run_open(before / 2, _RECOVERY_S + 5))
+    later = _saturation(subject, data, duration_s)
+    saturation = (before + later) / 2
     # The first second fills the queue; what is answered after the end belongs to what was waiting then.
     begin = overload[0].due_at + 1
     good = [sample for sample in overload if sample.status == 200 and begin <= sample.done_at <= end]
@@ -42,7 +44,7 @@ def run(subject: Subject, duration_s: float, say: Say = lambda _: None) -> Proof
     if late:
         problems.append(f"{len(late)} requests failed or were slow {_RECOVERY_S:g} s after the overload")
     figures = {
-        "saturation": f"{saturation:.0f} answers/s",
+        "saturation": f"{saturation:.0f} answers/s ({before:.0f} before, {later:.0f} after)",
         "offered": f"{offered:.0f} requests/s for {duration_s:g} s, open loop",
         "goodput": f"{goodput:.0f} answers/s, {goodput / saturation:.0%} of saturation",
         "answers": _statuses(overload),

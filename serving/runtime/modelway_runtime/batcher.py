@@ -96,16 +96,19 @@ class Batcher:
         """Requests in the queue."""
         return len(self._queue)
 
-    def submit(self, job: Job) -> None:
-        """Queue a request, or answer it 429 at once."""
+    def refusal(self, num_bytes: int) -> Answer | None:
+        """The answer (429) to a request with a body of that size if the queue has no place for it."""
         limits = self._limits
         if (
             len(self._queue) >= limits.queue_size
-            or (self._queue and self._queued_bytes + job.num_bytes > limits.queue_bytes)
+            or (self._queue and self._queued_bytes + num_bytes > limits.queue_bytes)
             or self._expected_wait_s() > limits.queue_s
         ):
-            job.respond(_overloaded(len(self._queue)))
-            return
+            return _overloaded(len(self._queue))
+        return None
+
+    def submit(self, job: Job) -> None:
+        """Queue a request for which there is a place."""
         self._queue.append(job)
         self._queued_bytes += job.num_bytes
         if not self._busy:

@@ -34,6 +34,7 @@ from .core import Core
 from .errors import RequestError
 from .measures import CONTENT_TYPE, Measures
 from .messages import Answer, Decoded, error_answer
+from .protocols import PROTOCOL_HEADER
 
 LIMITS_VARIABLE = "MODELWAY_WORKER_LIMITS"  # JSON: fields of `Limits`
 HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
@@ -231,6 +232,11 @@ class _Connection(asyncio.Protocol):
         method = self._parser.get_method()
         if self._target != self._listener.target:
             exchange.respond(self._listener.own_answer(method, self._target))
+            return
+        # Before it is decoded: what is refused must cost little, or an overload eats what the model needs.
+        refusal = None if self._headers.get(PROTOCOL_HEADER, "").endswith("ready") else self._listener.batcher.refusal(self._num_bytes)
+        if refusal is not None:
+            exchange.respond(refusal)
             return
         decoded = self._listener.decode(self._headers, self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
         if not isinstance(decoded, Decoded):

@@ -205,6 +205,8 @@ def test_a_full_queue_is_429_and_recovers(listener: Listener, model: Doubles) ->
         assert head.startswith("HTTP/1.1 429 Too Many Requests\r\n")
         assert "retry-after: 1\r\n" in head
         assert '{"error":"the model\'s queue is full (3 requests wait); ask again later"}' in head
+        other.sendall(f"GET {TARGET} HTTP/1.1\r\nhost: w\r\nx-modelway-protocol: v2-ready\r\n\r\n".encode())
+        assert read_answers(other, 1)[0][0] == 200, "a worker that is busy is ready"
         model.gate.release(100)
         assert [status for status, _ in read_answers(connection, 4)] == [200] * 4
         other.sendall(request(3))
