@@ -140,7 +140,7 @@ class Bench:
     def _up(self, rival: Rival, setting: Setting, name: str) -> RunningRival:
         started = RunningRival(rival, setting, self.workload, self.directory / name)
         try:
-            started.wait_ready()
+            started.wait_ready([target for target in started.targets if form_of(target) in self.plan.forms])
         except BaseException:
             started.stop()
             raise

@@ -28,7 +28,7 @@ class Effort:
     connections: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
     num_rounds: int = 3
     cell_s: float = 1.5
-    warmup_s: float = 0.4
+    warmup_s: float = 0.3
     calibration_s: float = 1.0
     fractions: Sequence[float] = (0.5, 0.8)
     num_open_rounds: int = 2

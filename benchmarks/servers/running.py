@@ -69,10 +69,10 @@ class RunningRival:
             for encoding, path in self.rival.paths.items()
         ]
 
-    def wait_ready(self) -> None:
-        """Wait until it answers rightly many times in a row, in each encoding. Raises Unavailable, TimedOut."""
+    def wait_ready(self, targets: Sequence[Target] | None = None) -> None:
+        """Wait until it answers rightly many times in a row, at each target (all by default). Raises Unavailable, TimedOut."""
         deadline = time.monotonic() + _READY_TIMEOUT_S
-        for target in self.targets:
+        for target in self.targets if targets is None else targets:
             num_right, problem = 0, ""
             while num_right < _RIGHT_ANSWERS:
                 if self._process.poll() is not None:
