@@ -22,6 +22,7 @@ from benchmarks.workloads import Workload, is_close, load_samples
 from registry.errors import TimedOut, Unavailable
 
 _READY_TIMEOUT_S = 120.0
+_PAUSE_TIMEOUT_S = 5.0
 _RIGHT_ANSWERS = 20  # in a row; one is given while other workers still load
 _FOREIGN = ("MODELWAY_", "MLFLOW_", "PYTHON", "VIRTUAL_ENV", "COVERAGE", "BENTOML_", "MLSERVER_")
 # As many threads as workers everywhere: libraries that count cores would start more.
@@ -156,15 +157,26 @@ def family_of(pids: Sequence[int]) -> list[psutil.Process]:
 
 
 def pause(pids: Sequence[int]) -> None:
-    """Stop the processes and all below them, parents first, so that no parent sees a child that hangs."""
-    for process in family_of(pids):
+    """Stop the processes and all below them, parents first, so that no parent sees a child that hangs; wait until they stand still."""
+    family = family_of(pids)
+    for process in family:
         _signal(process, signal.SIGSTOP)
+    deadline = time.monotonic() + _PAUSE_TIMEOUT_S
+    while not all(_stands_still(process) for process in family) and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def resume(pids: Sequence[int]) -> None:
     """The reverse, children first."""
     for process in reversed(family_of(pids)):
         _signal(process, signal.SIGCONT)
+
+
+def _stands_still(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE))
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
