@@ -25,7 +25,7 @@ class Effort:
         settle_s: Idle seconds before memory is read.
     """
 
-    connections: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
+    connections: Sequence[int] = (1, 8, 32, 64)
     num_rounds: int = 3
     cell_s: float = 1.5
     warmup_s: float = 0.3
