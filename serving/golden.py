@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from registry.signature import NUMPY_DTYPES, Signature
 from serving.runtime.modelway_runtime.golden import Comparison, GoldenSet, compare
 
 PROBE_HEADERS: Mapping[str, str] = {"content-type": "application/json", "x-modelway-protocol": "v2-infer"}
+
+_PART_VALUES = 250_000  # about 3 MB of JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,15 @@ class Golden:
                     f"golden set does not fit the signature (has {sorted(arrays)}, not {sorted(names)})", "Export the version again."
                 )
         return cls(signature=signature, data=data, tolerance=tolerance)
+
+    def parts(self, max_values: int = _PART_VALUES) -> Iterator[Golden]:
+        """The set cut by rows into sets of at most `max_values` input values, or of one row, so that each fits into a request."""
+        values_per_row = sum(array[0].size for array in self.data.inputs.values())
+        rows_per_part = max(1, max_values // max(1, values_per_row))
+        for start in range(0, self.data.num_rows, rows_per_part):
+            rows = slice(start, start + rows_per_part)
+            inputs, outputs = ({name: array[rows] for name, array in side.items()} for side in (self.data.inputs, self.data.outputs))
+            yield replace(self, data=GoldenSet(inputs, outputs))
 
     def request(self, *, max_rows: int | None = None) -> bytes:
         """The golden inputs as an Open Inference Protocol v2 request in JSON; send it with `PROBE_HEADERS`."""

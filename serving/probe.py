@@ -26,7 +26,7 @@ def ask_golden_set(engine: ServingEngine, release: Release, archive: Path) -> fl
     """
     golden = open_archive(archive, release.archive_sha256).golden
     workers = sockets_of(release, engine.worker_sockets())
-    return max(_ask(engine, release, golden, worker) for worker in (None, *workers))
+    return max(_ask(engine, release, part, worker) for worker in (None, *workers) for part in golden.parts())
 
 
 def _ask(engine: ServingEngine, release: Release, golden: Golden, worker: str | None) -> float:

@@ -103,3 +103,16 @@ def test_pickles_are_refused() -> None:
 
 def test_the_set_knows_its_rows() -> None:
     assert GoldenSet.load(npz(in__a=np.zeros((5, 1)), out__b=np.zeros((5,)))).num_rows == 5
+
+
+def test_a_large_set_is_asked_in_parts_that_together_are_all_of_it() -> None:
+    whole = golden()
+    parts = list(whole.parts(max_values=12))  # three rows of four
+    assert [part.data.num_rows for part in parts] == [3, 3, 2]
+    assert [part.data.num_rows for part in whole.parts(max_values=1)] == [1] * 8  # never less than a row
+    assert [part.data.num_rows for part in whole.parts()] == [8]
+    for name, array in whole.data.inputs.items():
+        assert np.array_equal(np.concatenate([part.data.inputs[name] for part in parts]), array)
+    expected = expected_logits(golden_inputs())
+    assert parts[1].judge(200, answer(expected[3:6])).problems == ()
+    assert parts[1].judge(200, answer(expected[:3])).problems != ()
