@@ -37,16 +37,17 @@ _JSON = {"header": {"key": "content-type", "value": "application/json"}, "append
 _REMOVED_RESPONSE_HEADERS = ["pragma", "expires", "x-envoy-upstream-service-time", "x-envoy-overloaded", "x-envoy-attempt-count"]
 
 
-# A request that reached no worker, or whose worker died over it, is asked once more, of the next priority: a prediction
-# changes nothing, so asking twice is safe. One retry only, or a request that kills workers would kill them all.
+# A request that reached no worker, or whose worker died over it, is asked again: a prediction changes nothing, so asking
+# twice is safe. First of another worker; only then of TorchServe's listener, which for a moment hands requests to the
+# worker that has just died. Two retries and no more, or a request that kills workers would kill them all.
 _PREVIOUS_HOSTS = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
 _PREVIOUS_PRIORITIES = "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
 _RETRY_POLICY = {
     "retry_on": "connect-failure,reset",
-    "num_retries": 1,
+    "num_retries": 2,
     "retry_priority": {
         "name": "envoy.retry_priorities.previous_priorities",
-        "typed_config": {"@type": _PREVIOUS_PRIORITIES, "update_frequency": 1},
+        "typed_config": {"@type": _PREVIOUS_PRIORITIES, "update_frequency": 2},
     },
     "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": _PREVIOUS_HOSTS}}],
     "host_selection_retry_max_attempts": 20,  # they are drawn at random: with two nodes, one in a million misses

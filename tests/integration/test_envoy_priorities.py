@@ -92,6 +92,15 @@ def test_a_worker_that_dies_over_requests_fails_none(envoy: RunningEnvoy, node: 
     assert "node" in served
 
 
+def test_another_worker_is_asked_before_the_node(envoy: RunningEnvoy, node: UdsServer, workers: list[UdsServer]) -> None:
+    """TorchServe's listener would hand the request to the worker that has just died, and wait."""
+    envoy.gateway.apply(live(backend(1, node.socket, workers=[w.socket for w in workers])))
+    workers[0].drops_predictions = True
+    assert set(ask(envoy, 40)) == {"w1"}
+    assert len(workers[0].predictions) > 0
+    assert node.predictions == []
+
+
 def test_workers_come_and_go_under_load_without_a_failure(envoy: RunningEnvoy, node: UdsServer) -> None:
     sockets = [envoy.sockets / f"w{slot}.sock" for slot in range(2)]
     envoy.gateway.apply(live(backend(1, node.socket, workers=sockets)))

@@ -89,7 +89,7 @@ def test_a_request_over_which_a_worker_died_counts_as_an_error_though_another_an
         worker.drops_predictions = True
         envoy.gateway.apply(live(backend(1, node.socket, workers=[worker.socket])))
         assert ask(envoy) == [200]
-        assert (len(worker.predictions), len(node.predictions)) == (1, 1)
+        assert (len(worker.predictions), len(node.predictions)) == (2, 1)
         assert (counted(envoy).num_requests, counted(envoy).num_errors) == (1, 1)
 
 
