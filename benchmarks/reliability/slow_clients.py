@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import selectors
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Self
 
 from benchmarks.reliability.abuse import body
@@ -32,9 +37,9 @@ def run(subject: Subject, num_slow: int, duration_s: float, num_rounds: int, say
     alone, beside = list[list[Sample]](), list[list[Sample]]()
     for number in range(num_rounds):
         alone.append(asyncio.run(clients.run_open(_RATE, duration_s)))
-        with _SlowClients(subject.port, data, num_slow) as slow:
+        with _in_a_process(subject.port, data, num_slow) as attack:
             beside.append(asyncio.run(clients.run_open(_RATE, duration_s)))
-        given_up += slow.num_given_up
+        given_up += attack.num_given_up
         say(f"P21: round {number + 1}: p99 {percentile_ms(alone[-1], 99):.1f} ms alone, {percentile_ms(beside[-1], 99):.1f} ms beside")
     before, after = (statistics.median(percentile_ms(samples, 99) for samples in series) for series in (alone, beside))
     failed = sum(sample.status != 200 for samples in (*alone, *beside) for sample in samples)
@@ -50,6 +55,27 @@ def run(subject: Subject, num_slow: int, duration_s: float, num_rounds: int, say
         "p99 of the others": f"{before:.2f} ms alone, {after:.2f} ms beside ({after / before - 1:+.0%}; medians of {num_rounds})",
     }
     return Proof(promise="P21", title="Slow clients", figures=figures, problems=tuple(problems))
+
+
+@dataclass
+class _Attack:
+    """How often a slow client was given up by the gateway, once the attack has ended."""
+
+    num_given_up: int = 0
+
+
+@contextlib.contextmanager
+def _in_a_process(port: int, data: bytes, num: int) -> Iterator[_Attack]:
+    """The slow clients in a process of their own, so that they do not hold up the one that measures."""
+    attack = _Attack()
+    argv = [sys.executable, "-m", __name__, str(port), str(num), data.hex()]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready", "the slow clients cannot connect"
+        yield attack
+        process.stdin.close()
+        attack.num_given_up = int(process.stdout.read())
 
 
 class _SlowClients:
@@ -105,3 +131,10 @@ class _SlowClients:
         client = socket.create_connection(("127.0.0.1", self._port), timeout=10)
         client.sendall(self._parts[number % len(self._parts)])
         self._selector.register(client, selectors.EVENT_READ, number)
+
+
+if __name__ == "__main__":
+    with _SlowClients(int(sys.argv[1]), bytes.fromhex(sys.argv[3]), int(sys.argv[2])) as clients:
+        print("ready", flush=True)
+        sys.stdin.read()
+    print(clients.num_given_up)
