@@ -104,24 +104,15 @@ class PlatformUnderTest:
 
     def engine_version(self, model: str) -> str:
         """The engine version of a model of which the node holds one version. Raises NotFound."""
-        node = self.node()
-        try:
-            found = [engine_version for name, engine_version in node.observe().archives if name == model]
-        finally:
-            node.close()
+        found = [engine_version for name, engine_version in self.node().observe().archives if name == model]
         if len(found) != 1:
             raise NotFound(f"the node does not hold one version ({model}: {found})", f"Look at {self.settings.logs}.")
         return found[0]
 
     def worker_sockets(self, model: str) -> list[str]:
         """The workers' own sockets of that version."""
-        node = self.node()
-        try:
-            sockets = node.observe().worker_sockets
-        finally:
-            node.close()
         prefix = prefix_of(model, self.engine_version(model))
-        return [socket for socket in sockets if Path(socket).name.startswith(prefix)]
+        return [socket for socket in self.node().worker_sockets() if Path(socket).name.startswith(prefix)]
 
     @property
     def pids(self) -> list[int]:
@@ -134,11 +125,7 @@ class PlatformUnderTest:
 
     def loaded(self) -> dict[int, str]:
         """Version -> engine version of what the node has registered."""
-        node = self.node()
-        try:
-            found = [engine_version for _, engine_version in node.observe().archives]
-        finally:
-            node.close()
+        found = [engine_version for _, engine_version in self.node().observe().archives]
         return {int(engine_version.partition("-")[0]): engine_version for engine_version in found}
 
     def wait_unloaded(self, version: int | None = None, timeout_s: float = 120.0) -> int:

@@ -25,7 +25,6 @@ class RunningModelway:
         engine_version = platform.engine_version(workload.name)
         node = platform.node()
         key, socket = node.inference_key(), node.inference_socket
-        node.close()
         self._path = f"/predictions/{workload.name}/{engine_version}"
         self._sockets = {SOCKETS: platform.worker_sockets(workload.name), NODE: [socket]}
         self._key = key

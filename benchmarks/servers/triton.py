@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.encodings import Encoding
@@ -80,14 +81,10 @@ RIVAL = Rival(
     settings=_settings(0),
     launch=_launch,
 )
-DELAYED = Rival(
+DELAYED = replace(
+    RIVAL,
     name="triton-delay",
     title="Triton, queue delay 0.5 ms",
-    package="nvidia-pytriton",
-    environment="triton",
-    how=_HOW,
-    paths=_PATHS,
     settings=_settings(500),
-    launch=_launch,
     takes_large=False,  # the same as without the delay
 )

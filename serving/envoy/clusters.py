@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.envoy.bootstrap import seconds, typed
 from serving.envoy.config import EnvoyConfig
+from serving.envoy.messages import seconds, typed
 from serving.routes import Backend, RouteTable
 from serving.runtime.modelway_runtime.listener import HEALTH_PATH
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
-
-import httpx
+from urllib.parse import quote, urlencode
 
 from registry.bundle import sha256_file
 from registry.errors import Corrupt, ModelwayError, NotFound, TimedOut, Unavailable
+from serving import unix_http
 from serving.ports import NodeState
 from serving.torchserve.config import TorchServeConfig
 from serving.torchserve.states import WorkerReport, loaded_archive
@@ -23,17 +22,15 @@ from serving.torchserve.workers import WorkerSockets
 _OBSERVE_TIMEOUT_S = 2.0
 _MANAGE_TIMEOUT_S = 60.0  # unregistering waits for workers to be gone
 _PAGE = 100
-_BASE = "http://torchserve"
 
 
-class _Api(NamedTuple):
-    socket: Path
-    client: httpx.Client
+class _Response(NamedTuple):
+    status: int
+    body: bytes
 
-    @classmethod
-    def at(cls, socket_path: Path) -> _Api:
-        # trust_env=False: a proxy of the environment must not get requests that are for a Unix socket.
-        return cls(socket_path, httpx.Client(base_url=_BASE, transport=httpx.HTTPTransport(uds=str(socket_path)), trust_env=False))
+    @property
+    def text(self) -> str:
+        return self.body.decode(errors="replace")
 
 
 class TorchServeNode:
@@ -41,9 +38,6 @@ class TorchServeNode:
 
     def __init__(self, config: TorchServeConfig) -> None:
         self._config = config
-        self._inference = _Api.at(config.inference_socket)
-        self._management = _Api.at(config.management_socket)
-        self._metrics = _Api.at(config.metrics_socket)
         self._workers = WorkerSockets(config.worker_socket_dir)
 
     @property
@@ -56,11 +50,6 @@ class TorchServeNode:
         """See `ServingEngine`."""
         return str(self._config.inference_socket)
 
-    def close(self) -> None:
-        """Close the connections to the node."""
-        for api in (self._inference, self._management, self._metrics):
-            api.client.close()
-
     def inference_key(self) -> str:
         """The key that requests to the inference socket need: `Authorization: Bearer <key>`. New at each start of the process.
 
@@ -72,10 +61,12 @@ class TorchServeNode:
         """Whether the node's APIs answer; says nothing of any model. Never raises."""
         try:
             self._manage("GET", "/models", {"limit": "1"}, timeout_s=_OBSERVE_TIMEOUT_S)
-            response = self._send(self._inference, "GET", "/ping", headers=self._authorization("inference"), timeout_s=_OBSERVE_TIMEOUT_S)
+            response = self._send(
+                self._config.inference_socket, "GET", "/ping", headers=self._authorization("inference"), timeout_s=_OBSERVE_TIMEOUT_S
+            )
         except ModelwayError:
             return False
-        return response.status_code == 200
+        return response.status == 200
 
     def observe(self) -> NodeState:
         """See `ServingEngine`."""
@@ -133,26 +124,26 @@ class TorchServeNode:
                 "startup_timeout": str(self._config.startup_timeout_s),
             },
         )
-        if response.status_code != 409:  # somebody else registered it in between
+        if response.status != 409:  # somebody else registered it in between
             self._expect_success(response, f"register {archive_name}")
 
     def scale(self, model: str, engine_version: str, num_workers: int) -> None:
         """See `ServingEngine`."""
         number = str(num_workers)
         response = self._manage("PUT", _path(model, engine_version), {"min_worker": number, "max_worker": number})
-        if response.status_code == 404:
+        if response.status == 404:
             raise NotFound(f"not registered on node {self.name} ({model} {engine_version})", "Register it first.")
         self._expect_success(response, f"scale {model} {engine_version}")
 
     def unregister(self, model: str, engine_version: str) -> None:
         """See `ServingEngine`."""
         response = self._manage("DELETE", _path(model, engine_version))
-        if response.status_code == 403:  # the default version, which nobody asks for; TorchServe keeps one while there are others
+        if response.status == 403:  # the default version, which nobody asks for; TorchServe keeps one while there are others
             other = next((d["modelVersion"] for d in self._describe(model) if d["modelVersion"] != engine_version), None)
             if other is not None:
                 self._expect_success(self._manage("PUT", f"{_path(model, other)}/set-default"), f"set the default version of {model}")
                 response = self._manage("DELETE", _path(model, engine_version))
-        if response.status_code != 404:
+        if response.status != 404:
             self._expect_success(response, f"unregister {model} {engine_version}")
         (self._config.model_store / f"{model}-{engine_version}.mar").unlink(missing_ok=True)
         shutil.rmtree(self._config.status_dir / model / engine_version, ignore_errors=True)
@@ -168,12 +159,12 @@ class TorchServeNode:
         if worker is not None:
             return self._workers.infer(worker, path, body, sent, timeout_s)
         sent |= self._authorization("inference")
-        response = self._send(self._inference, "POST", path, headers=sent, timeout_s=timeout_s, content=body)
-        return response.status_code, response.content
+        response = self._send(self._config.inference_socket, "POST", path, headers=sent, timeout_s=timeout_s, content=body)
+        return response.status, response.body
 
     def metrics_text(self) -> str:
         """The front's and the workers' metrics in Prometheus's text format. Raises Unavailable."""
-        response = self._send(self._metrics, "GET", "/metrics", headers={}, timeout_s=_OBSERVE_TIMEOUT_S)
+        response = self._send(self._config.metrics_socket, "GET", "/metrics", headers={}, timeout_s=_OBSERVE_TIMEOUT_S)
         self._expect_success(response, "read metrics")
         return response.text + self._workers.metrics_text()
 
@@ -183,16 +174,16 @@ class TorchServeNode:
             parameters = {"limit": str(_PAGE), "next_page_token": token}
             response = self._manage("GET", "/models", parameters, timeout_s=_OBSERVE_TIMEOUT_S)
             self._expect_success(response, "list models")
-            page = response.json()
+            page = json.loads(response.body)
             yield from (str(model["modelName"]) for model in page["models"])
             token = page.get("nextPageToken")
 
     def _describe(self, model: str, *, timeout_s: float = _MANAGE_TIMEOUT_S) -> list[dict[str, Any]]:
         response = self._manage("GET", _path(model, "all"), timeout_s=timeout_s)
-        if response.status_code == 404:  # unregistered since it was listed
+        if response.status == 404:  # unregistered since it was listed
             return []
         self._expect_success(response, f"describe {model}")
-        return list(response.json())
+        return list(json.loads(response.body))
 
     def _reports(self, description: Mapping[str, Any]) -> dict[str, WorkerReport]:
         reports = {}
@@ -206,30 +197,27 @@ class TorchServeNode:
 
     def _manage(
         self, method: str, path: str, parameters: Mapping[str, str] | None = None, *, timeout_s: float = _MANAGE_TIMEOUT_S
-    ) -> httpx.Response:
+    ) -> _Response:
         headers = self._authorization("management")
-        return self._send(self._management, method, path, headers=headers, timeout_s=timeout_s, parameters=parameters)
+        return self._send(self._config.management_socket, method, path, headers=headers, timeout_s=timeout_s, parameters=parameters)
 
     def _send(
         self,
-        api: _Api,
+        socket_path: Path,
         method: str,
         path: str,
         *,
         headers: Mapping[str, str],
         timeout_s: float,
         parameters: Mapping[str, str] | None = None,
-        content: bytes | None = None,
-    ) -> httpx.Response:
+        content: bytes = b"",
+    ) -> _Response:
+        target = f"{path}?{urlencode(parameters)}" if parameters else path
         try:
-            # httpcore leaves the socket of a refused connection to the garbage collector; ask first.
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(timeout_s)
-                probe.connect(str(api.socket))
-            return api.client.request(method, path, params=parameters, headers=dict(headers), content=content, timeout=timeout_s)
-        except httpx.ReadTimeout as error:
+            return _Response(*unix_http.call(socket_path, method, target, timeout_s=timeout_s, body=content, headers=headers))
+        except TimeoutError as error:
             raise TimedOut(f"node {self.name} did not answer within {timeout_s:g} s ({method} {path})") from error
-        except (OSError, httpx.HTTPError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise self._unavailable(error) from error
 
     def _authorization(self, kind: str) -> dict[str, str]:
@@ -242,9 +230,9 @@ class TorchServeNode:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unavailable(f"node {self.name} has no keys yet ({self._config.key_file})", "Wait until it has started.") from error
 
-    def _expect_success(self, response: httpx.Response, action: str) -> None:
-        if not response.is_success:
-            raise Unavailable(f"node {self.name} did not {action} ({response.status_code}: {response.text[:300].strip()})")
+    def _expect_success(self, response: _Response, action: str) -> None:
+        if not 200 <= response.status < 300:
+            raise Unavailable(f"node {self.name} did not {action} ({response.status}: {response.text[:300].strip()})")
 
     def _unavailable(self, error: Exception) -> Unavailable:
         return Unavailable(f"node {self.name} does not answer ({type(error).__name__}: {error})", "See its log, or modelway status.")

@@ -73,7 +73,6 @@ class RunningNode:
             finally:
                 if self._process.poll() is None:
                     self.kill()
-        self.node.close()
         shutil.rmtree(self.socket_root)
 
     def load(self, archive: Archive, num_workers: int = 1) -> None:

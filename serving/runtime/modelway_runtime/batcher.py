@@ -12,7 +12,6 @@ Lives on one event loop; only `Core.run` is called elsewhere.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,8 +22,6 @@ from .core import Core
 from .errors import RequestError
 from .measures import Measures
 from .messages import Answer, Decoded, error_answer
-
-_logger = logging.getLogger("modelway")
 
 _SMOOTHING = 0.2
 _FEW = 4

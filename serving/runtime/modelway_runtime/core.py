@@ -41,11 +41,6 @@ class Core:
         self._running = threading.Lock()
         self._float_inputs = tuple(index for index, spec in enumerate(model.inputs) if spec.dtype.kind == "f")
 
-    @property
-    def max_rows(self) -> int:
-        """Rows that one run may have."""
-        return self._model.max_rows
-
     def handle(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer per request, in order. Never raises for what a request or the model does."""
         decoded = [self.decode(headers, body) for headers, body in requests]

@@ -85,7 +85,7 @@ class Listener:
         self.measures = Measures()
         self._labels = {"model": model, "engine_version": engine_version, "slot": path.stem.rpartition(".")[2]}
         self._core = core
-        self._parser: Any = importlib.import_module("httptools").HttpRequestParser
+        self.new_parser: Any = importlib.import_module("httptools").HttpRequestParser
         self._loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
         self.batcher = Batcher(core, limits, self._loop, self.measures, self._hangs)
         self._thread = threading.Thread(target=self._loop.run_forever, name="listener", daemon=True)
@@ -115,10 +115,6 @@ class Listener:
         self._thread.join()
         self._server.close()
         self._loop.close()
-
-    def new_parser(self, connection: _Connection) -> Any:
-        """A parser that calls back into a connection."""
-        return self._parser(connection)
 
     def decode(self, headers: Mapping[str, str], body: bytes) -> Decoded | Answer:
         """See `Core.decode`; what it should never raise is a 500 and a line in the log."""

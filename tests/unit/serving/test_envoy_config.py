@@ -12,10 +12,11 @@ import pytest
 
 from registry.errors import UsageError
 from serving.envoy import process
-from serving.envoy.bootstrap import LATENCY_BOUNDS_MS, bootstrap, seconds
+from serving.envoy.bootstrap import LATENCY_BOUNDS_MS, bootstrap
 from serving.envoy.clusters import clusters
 from serving.envoy.config import EnvoyConfig
 from serving.envoy.files import clusters_bytes, grown, prepare, read_table, routes_bytes, table_bytes, write, written_digest
+from serving.envoy.messages import seconds
 from serving.envoy.routes import routes
 from serving.routes import ChannelRoute, RouteTable
 from support.envoy_process import backend, canary, live
