@@ -6,7 +6,6 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from contextlib import closing
 
 import psutil
 import pytest
@@ -51,9 +50,10 @@ def routes_edited(platform: LivePlatform) -> None:
 
 
 def unregistered(platform: LivePlatform) -> None:
-    with closing(TorchServeNode(build_nodes(platform.settings)[0])) as node, platform.control() as control:
+    node = TorchServeNode(build_nodes(platform.settings)[0])
+    with platform.control() as control:
         record = next(r for r in control.releases(MODEL) if r["id"] == _live(platform))
-        node.unregister(MODEL, record["archive"].removeprefix(f"{MODEL}-").removesuffix(".mar"))
+    node.unregister(MODEL, record["archive"].removeprefix(f"{MODEL}-").removesuffix(".mar"))
 
 
 def archive_removed(platform: LivePlatform) -> None:
