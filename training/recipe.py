@@ -27,6 +27,7 @@ from registry.names import check_model_name, check_variant
 
 _BUILT_IN = Path(__file__).parent / "recipes"
 Task = Literal["classification", "regression"]
+Target = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,27 +106,43 @@ class ExportConfig:
     """Which variants are made, and what they must prove.
 
     Attributes:
-        variants: Names of variants, as `modelway export` lists them.
+        variants: Names of variants, as `modelway export` lists them; by default all that fit the model and the target.
+        target: The device that the variants are for: `cpu` or `cuda`.
         accuracy_drop: How much the held-out metric (accuracy, or R2 for regression) may fall, as a fraction.
+        latency_p99_ms: How long one row may take at the 99th percentile, in milliseconds; no goal by default.
         calibration_rows: Training rows that a static quantizer sees.
         held_out_rows: Rows of the test set that certificates are measured on, at most.
         max_relative_error: Variant -> largest absolute error allowed, as a fraction of the largest absolute value of the
             output; replaces the exporter's own limit, and its limit of the mean error in proportion.
         outputs: Names of the outputs, in order; by default `logits` (classification), `prediction` (regression), the keys
             of a dict, or `output_0`, `output_1`.
+        dynamic: Input -> its dimensions that are free beside the batch (numbers from 1), for example a sequence's length.
+        serving: Directory with `transforms.json` and the files that it names (labels, a tokenizer): what is done to a body before
+            the model and to an answer after it. See docs/export.md.
     """
 
-    variants: tuple[str, ...] = ("onnx-fp32", "onnx-int8-static", "torchscript-fp32")
+    variants: tuple[str, ...] | None = None
+    target: Target = "cpu"
     accuracy_drop: float = 0.01
+    latency_p99_ms: float | None = None
     calibration_rows: int = 512
     held_out_rows: int = 2048
     max_relative_error: Mapping[str, float] = field(default_factory=dict)
     outputs: tuple[str, ...] | None = None
+    dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    serving: str | None = None
 
     def __post_init__(self) -> None:
-        _require("export.variants", list(self.variants), bool(self.variants), "at least one variant")
-        for variant in (*self.variants, *self.max_relative_error):
+        if self.variants is not None:
+            _require("export.variants", list(self.variants), bool(self.variants), "at least one variant, or null for all that fit")
+        for variant in (*(self.variants or ()), *self.max_relative_error):
             check_variant(variant)
+        _require("export.target", self.target, self.target in get_args(Target), "cpu or cuda")
+        goal = self.latency_p99_ms
+        _require("export.latency_p99_ms", goal, goal is None or goal > 0, "milliseconds above 0, or null")
+        for name, dimensions in self.dynamic.items():
+            fine = bool(dimensions) and all(dimension >= 1 for dimension in dimensions)
+            _require(f"export.dynamic.{name}", list(dimensions), fine, "numbers of dimensions, from 1 (0 is the batch)")
         _require("export.accuracy_drop", self.accuracy_drop, 0 <= self.accuracy_drop < 1, "a fraction from 0 to 1")
         _require("export.calibration_rows", self.calibration_rows, self.calibration_rows >= 8, "8 or more")
         _require("export.held_out_rows", self.held_out_rows, self.held_out_rows >= 32, "32 or more")

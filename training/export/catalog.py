@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from registry.errors import NotFound
-from training.export.exporter import Exporter
+from training.export.exporter import ExportContext, Exporter
 from training.export.onnx_fp32 import OnnxFp32
 from training.export.onnx_int8_static import OnnxInt8Static
 from training.export.torchscript_fp32 import TorchScriptFp32
@@ -20,3 +22,9 @@ def exporters(names: Sequence[str]) -> tuple[Exporter, ...]:
         if name not in by_name:
             raise NotFound(f"no such variant ({name})", f"Variants are {', '.join(by_name)}.")
     return tuple(by_name[name] for name in dict.fromkeys(names))
+
+
+def unfit(exporters: Sequence[Exporter], model: nn.Module, context: ExportContext) -> dict[str, str]:
+    """Variant -> why it makes no sense for this model on this target; only those that do not fit."""
+    reasons = {exporter.name: exporter.unfit(model, context) for exporter in exporters}
+    return {name: reason for name, reason in reasons.items() if reason is not None}

@@ -1,4 +1,4 @@
-"""What a variant is: one class that makes its files, knows its limits and can look into what it made.
+"""What a variant is: one class that says whether it fits, makes its files, knows its limits and can look into what it made.
 
 A new variant is one small file with such a class, added to `training.export.catalog`.
 """
@@ -16,6 +16,7 @@ from torch import nn
 from registry.certificate import Check
 from registry.signature import Signature
 from training.data.batches import Rows
+from training.recipe import Target, Task
 
 ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.pt"
@@ -49,14 +50,23 @@ class ExportContext:
     Attributes:
         signature: The model's inputs and outputs, in order.
         example: Input name -> tensor of at least two rows: with one row exporters freeze the batch dimension.
-        calibration: Training rows for static quantizers.
+        calibration: Training rows (of an imported model: the given sample) for quantizers. What a quantizer tunes, it tunes on
+            these, never on the held-out rows that the certificate is measured on.
+        task: What the first output means.
+        accuracy_drop: How much quality a variant may lose, as a fraction; what a search for sensitive nodes aims at.
+        target: The device that the variant is for.
         scratch: Directory for intermediate files, shared by the exporters of one model.
+        given_graph: The float32 ONNX file that the version was imported as; None for one that is made from the module.
     """
 
     signature: Signature
     example: Mapping[str, torch.Tensor]
     calibration: Rows
+    task: Task
     scratch: Path
+    accuracy_drop: float = 0.01
+    target: Target = "cpu"
+    given_graph: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +87,9 @@ class Exporter(Protocol):
     @property
     def limits(self) -> Limits:
         """What the variant must meet."""
+
+    def unfit(self, model: nn.Module, context: ExportContext) -> str | None:
+        """Why the variant makes no sense for this model on this target (one clause); None if it does. Cheap: nothing is exported."""
 
     def export(self, model: nn.Module, context: ExportContext, into: Path) -> None:
         """Write the variant's files into the existing directory `into`. May raise anything; a failure is certified as one."""

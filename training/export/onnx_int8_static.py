@@ -43,6 +43,10 @@ class OnnxInt8Static:
     # is clipped and may be far off: measured on digits of 15 seeds and widths, 0.03 to 0.21 at most and 0.001 to 0.003 on average.
     limits: Limits = Limits(max_error=0.25, mean_error=0.01, row_error=0.01, min_agreement=0.97)
 
+    def unfit(self, model: nn.Module, context: ExportContext) -> str | None:
+        """On CUDA 8 bits are slow or missing."""
+        return None if context.target == "cpu" else "8 bits are slow or missing on CUDA"
+
     def export(self, model: nn.Module, context: ExportContext, into: Path) -> None:
         """Write `model.onnx`."""
         with _advice_hidden():

@@ -20,7 +20,7 @@ from registry.ports import ModelRegistry, VersionInfo
 from training.components import build_data
 from training.data.batches import data_digest, held_out_rows, prepare, training_rows
 from training.evaluate import predict
-from training.export.catalog import exporters
+from training.export.catalog import EXPORTERS, exporters, unfit
 from training.export.certify import NUM_GOLDEN, Measured, Reference, certify, failed_export
 from training.export.exporter import ExportContext, Exporter, Limits
 from training.export.profile import build_profile
@@ -91,9 +91,15 @@ def export_version(
     with tempfile.TemporaryDirectory(prefix="export-", dir=root) as scratch:
         source = _source(info, tracking, Path(scratch) / "source")
         config = _config(source.recipe.export, variants, accuracy_drop)
-        wanted = exporters(config.variants)
+        wanted = None if config.variants is None else exporters(config.variants)  # a wrong name is refused before anything is measured
         reference, context = measure_eager(source, config, scratch=Path(scratch))
-        for exporter in wanted:
+        left_out = unfit(wanted or EXPORTERS, source.model, context)
+        if wanted is not None and left_out:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            raise UsageError(f"variants that do not fit {model_version} ({reasons})", "Leave them out, or name none to get all that fit.")
+        for name, reason in left_out.items():
+            say(f"{name}: left out, {reason}")
+        for exporter in wanted or (exporter for exporter in EXPORTERS if exporter.name not in left_out):
             directory = bundle / VARIANTS / exporter.name
             measured[exporter.name] = export_variant(
                 exporter, source, version=model_version, config=config, reference=reference, context=context, directory=directory
@@ -175,7 +181,15 @@ def measure_eager(source: Source, config: ExportConfig, *, scratch: Path) -> tup
     calibration = training_rows(data, source.model, config.calibration_rows)
     return (
         Reference(signature=signature, rows=rows, outputs=outputs, task=recipe.task),
-        ExportContext(signature=signature, example=example, calibration=calibration, scratch=scratch),
+        ExportContext(
+            signature=signature,
+            example=example,
+            calibration=calibration,
+            task=recipe.task,
+            accuracy_drop=config.accuracy_drop,
+            target=config.target,
+            scratch=scratch,
+        ),
     )
 
 

@@ -23,6 +23,10 @@ class TorchScriptFp32:
     name = "torchscript-fp32"
     limits: Limits = FP32_LIMITS
 
+    def unfit(self, model: nn.Module, context: ExportContext) -> str | None:
+        """An ONNX file cannot become TorchScript."""
+        return None if context.given_graph is None else "an ONNX file cannot become TorchScript"
+
     def export(self, model: nn.Module, context: ExportContext, into: Path) -> None:
         """Write `model.pt`."""
         traced = into / f"{TORCHSCRIPT_FILE}.traced"

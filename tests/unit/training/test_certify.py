@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -74,9 +75,7 @@ class OfAnother:
         self._exporter, self._model = exporter, model
 
     def export(self, model, context, into):
-        fresh = type(context)(
-            signature=context.signature, example=context.example, calibration=context.calibration, scratch=into.parent / "other"
-        )
+        fresh = dataclasses.replace(context, scratch=into.parent / "other")
         self._exporter.export(self._model, fresh, into)
 
     def inspect(self, directory, model, context):

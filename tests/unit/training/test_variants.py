@@ -51,7 +51,7 @@ def two_heads(tmp_path):
     example = named_inputs(model, {name: torch.from_numpy(array[:4]) for name, array in inputs.items()})
     signature = infer_signature(example, {name: torch.from_numpy(array[:4]) for name, array in outputs.items()})
     (tmp_path / "scratch").mkdir()
-    context = ExportContext(signature=signature, example=example, calibration=rows, scratch=tmp_path / "scratch")
+    context = ExportContext(signature=signature, example=example, calibration=rows, task="classification", scratch=tmp_path / "scratch")
     return model, Reference(signature=signature, rows=rows, outputs=outputs, task="classification"), context
 
 
@@ -163,4 +163,4 @@ def test_an_unknown_variant_names_the_ones_there_are():
 
 
 def test_every_variant_of_a_built_in_recipe_exists():
-    exporters(load_recipe("digits").export.variants)
+    exporters(load_recipe("digits").export.variants or ())
