@@ -7,7 +7,7 @@ parameters, or a dict keyed by their names. A model answers one tensor, a tuple,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ def named_outputs(answer: Any, names: Sequence[str] | None, task: Task) -> Tenso
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, as long as the block lasts."""
-    training = model.training
+    training = getattr(model, "training", False)  # a frozen TorchScript module has no modes
     model.eval()
     try:
         yield
@@ -97,7 +97,7 @@ class Inference(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.training = model.training
+        self.training = getattr(model, "training", False)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The model's outputs without their names."""
@@ -105,20 +105,52 @@ class Inference(nn.Module):
         return outputs[0] if len(outputs) == 1 else outputs
 
 
-def infer_signature(inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> Signature:
-    """Signature of tensors as they came: first dimension free, the others fixed. Raises UsageError for odd dtypes and shapes."""
+def infer_signature(
+    inputs: Mapping[str, torch.Tensor],
+    outputs: Mapping[str, torch.Tensor],
+    *,
+    dynamic: Mapping[str, Sequence[int]] | None = None,
+    ask: Callable[[Tensors], Mapping[str, torch.Tensor]] | None = None,
+) -> Signature:
+    """Signature of tensors as they came: the first dimension free, the others fixed but for those that the caller names.
+
+    Args:
+        dynamic: Input -> its dimensions that are free beside the batch.
+        ask: The model; asked with the free dimensions cut to half, to find which dimensions of the outputs go with them.
+
+    Raises:
+        UsageError: Odd dtypes or shapes, or a free dimension that is not there or too short to be cut.
+    """
     rows = next(iter(inputs.values())).shape[0]
     for name, tensor in {**inputs, **outputs}.items():
         if tensor.ndim < 1 or tensor.shape[0] != rows:
             raise UsageError(f"the first dimension of {name} is not the batch ({list(tensor.shape)}, batch of {rows})")
+    free = {name: set(dimensions) for name, dimensions in (dynamic or {}).items()}
+    shorter = {name: _shortened(name, tensor, free.pop(name, set())) for name, tensor in inputs.items()}
+    if free:
+        raise UsageError(f"a free dimension of an input that the model does not have ({min(free)})", f"Its inputs are {', '.join(inputs)}.")
+    answers = ask(shorter) if ask is not None and dynamic else outputs
     return Signature(
-        inputs=tuple(_spec(name, tensor) for name, tensor in inputs.items()),
-        outputs=tuple(_spec(name, tensor) for name, tensor in outputs.items()),
+        inputs=tuple(_spec(name, tensor, shorter[name]) for name, tensor in inputs.items()),
+        outputs=tuple(_spec(name, tensor, answers[name]) for name, tensor in outputs.items()),
     )
 
 
-def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:
+def _shortened(name: str, tensor: torch.Tensor, dimensions: set[int]) -> torch.Tensor:
+    for dimension in sorted(dimensions):
+        if not 1 <= dimension < tensor.ndim or tensor.shape[dimension] < 2:
+            raise UsageError(
+                f"dimension {dimension} of {name} cannot be free ({list(tensor.shape)})",
+                "Name a dimension from 1 on, and give a sample in which it is 2 or longer.",
+            )
+        tensor = tensor.narrow(dimension, 0, tensor.shape[dimension] // 2)
+    return tensor
+
+
+def _spec(name: str, tensor: torch.Tensor, shorter: torch.Tensor) -> TensorSpec:
+    """A dimension that differs between the two is free."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in PROTOCOL_DTYPES:
         raise UsageError(f"unsupported dtype of {name} ({dtype})", f"Use one of {', '.join(PROTOCOL_DTYPES)}.")
-    return TensorSpec(name, PROTOCOL_DTYPES[dtype], (-1, *tensor.shape[1:]))
+    fixed = (size if size == other else -1 for size, other in zip(tensor.shape[1:], shorter.shape[1:], strict=True))
+    return TensorSpec(name, PROTOCOL_DTYPES[dtype], (-1, *fixed))

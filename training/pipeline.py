@@ -21,7 +21,7 @@ from training.evaluate import check_task, confusion_matrix, evaluate, predict
 from training.fit import fit, seed_all
 from training.interface import infer_signature
 from training.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, plain_recipe
-from training.source import PROGRAM, export_program, write_source
+from training.source.trained import PROGRAM, export_program, write_source
 from training.tracking import SOURCE, Run, Tracking, write_mlmodel
 
 Progress = Callable[[str], None]
@@ -111,7 +111,7 @@ def _check_before_training(recipe: Recipe, model: nn.Module, example: Rows) -> N
     parse_recipe(dump_recipe(recipe))  # what the run records must be readable again
     answers = predict(model, example.inputs, outputs=recipe.export.outputs, task=recipe.task)
     check_task(recipe.task, example, _first(answers))
-    export_program(model, _tensors(example))
+    export_program(model, _tensors(example), dynamic=recipe.export.dynamic)
 
 
 def _tags(recipe: Recipe, data_sha256: str) -> dict[str, str]:

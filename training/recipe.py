@@ -221,8 +221,14 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested dicts, lists and scalars."""
-    plain: dict[str, Any] = _plain(asdict(recipe))
-    return plain
+    as_dict: dict[str, Any] = plain(asdict(recipe))
+    return as_dict
+
+
+def parse_export(data: Any) -> ExportConfig:
+    """A recipe's section `export` by itself. Raises UsageError."""
+    config: ExportConfig = _section("export", ExportConfig, data)
+    return config
 
 
 def _read(source: str) -> str:
@@ -327,10 +333,10 @@ def _type_name(hint: Any) -> str:
     return " or ".join(names.get(kind, "null" if kind is NoneType else str(kind)) for kind in kinds)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tuples and mappings as the lists and dicts that YAML has."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

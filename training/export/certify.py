@@ -224,7 +224,7 @@ def _signature_mismatches(reference: Reference, outputs: Mapping[str, Array]) ->
     mismatches = []
     for spec in reference.signature.outputs:
         array = outputs.get(spec.name)
-        wanted = (len(reference.rows), *spec.shape[1:])
+        wanted = reference.outputs[spec.name].shape
         if array is None or array.shape != wanted or array.dtype != NUMPY_DTYPES[spec.datatype]:
             found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
             mismatches.append(f"{spec.name} is {found}, not {NUMPY_DTYPES[spec.datatype]} {list(wanted)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import onnx
 import torch
 from torch import nn
 
+from registry.signature import TensorSpec
 from training.export.exporter import ONNX_FILE, ExportContext
 from training.interface import Inference, evaluating
 
@@ -22,10 +24,20 @@ _EXTERNAL_DATA_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB
 
 
 def fp32_graph(model: nn.Module, context: ExportContext) -> Path:
-    """The model as a float32 ONNX graph with a free batch dimension, made once per context; its file in the scratch directory."""
+    """The model as a float32 ONNX graph with a free batch dimension, made once per context; its file in the scratch directory.
+
+    A version that was imported as an ONNX file has its graph already: it is copied, its external data included.
+    """
     path = context.scratch / "fp32" / ONNX_FILE
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if context.given_graph is not None:
+        for file in context.given_graph.parent.glob(f"{context.given_graph.name}*"):
+            shutil.copyfile(file, path.parent / file.name)
+    elif isinstance(model, torch.jit.ScriptModule):
+        save_graph(_export_script(model, context), path)
+    else:
         save_graph(_export(model, context), path)
     return path
 
@@ -48,13 +60,13 @@ def graph_facts(path: Path) -> dict[str, Any]:
 
 
 def _export(model: nn.Module, context: ExportContext) -> onnx.ModelProto:
-    batch = {0: torch.export.Dim.DYNAMIC}
+    shapes = tuple(dict.fromkeys(free_dimensions(spec), torch.export.Dim.DYNAMIC) for spec in context.signature.inputs)
     with evaluating(model), _exporter_quiet():
         program = torch.onnx.export(
             Inference(model),
             tuple(context.example.values()),
             dynamo=True,
-            dynamic_shapes=((batch,) * len(context.example),),
+            dynamic_shapes=(shapes,),
             input_names=[spec.name for spec in context.signature.inputs],
             output_names=[spec.name for spec in context.signature.outputs],
             verbose=False,
@@ -64,6 +76,33 @@ def _export(model: nn.Module, context: ExportContext) -> onnx.ModelProto:
     _clean(graph)
     onnx.checker.check_model(graph)
     return graph
+
+
+def _export_script(model: torch.jit.ScriptModule, context: ExportContext) -> onnx.ModelProto:
+    """By the exporter that reads TorchScript; torch.export does not."""
+    specs = (*context.signature.inputs, *context.signature.outputs)
+    written = context.scratch / "scripted.onnx"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # upstream deprecates it; a TorchScript file has no other way
+        warnings.filterwarnings("ignore", category=UserWarning)  # and remarks on each operator that it folds
+        torch.onnx.export(
+            model,
+            tuple(context.example.values()),
+            str(written),
+            dynamo=False,
+            input_names=[spec.name for spec in context.signature.inputs],
+            output_names=[spec.name for spec in context.signature.outputs],
+            dynamic_axes={spec.name: {d: f"{spec.name}_{d}" if d else BATCH for d in free_dimensions(spec)} for spec in specs},
+        )
+    graph = onnx.load(written)
+    _clean(graph)
+    onnx.checker.check_model(graph)
+    return graph
+
+
+def free_dimensions(spec: TensorSpec) -> tuple[int, ...]:
+    """Numbers of the dimensions that may have any size; the batch is 0."""
+    return tuple(dimension for dimension, size in enumerate(spec.shape) if size == -1)
 
 
 def _clean(graph: onnx.ModelProto) -> None:

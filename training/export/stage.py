@@ -13,26 +13,24 @@ import torch
 
 from registry.bundle import CERTIFICATE, GOLDEN, PROFILE, SIGNATURE, TOLERANCE, VARIANTS, Bundle, canonical_json, write_manifest
 from registry.certificate import Certificate
-from registry.errors import Corrupt, UsageError
+from registry.errors import UsageError
 from registry.gates import fastest_passing
 from registry.names import ModelVersion
 from registry.ports import ModelRegistry, VersionInfo
-from training.components import build_data
-from training.data.batches import data_digest, held_out_rows, prepare, training_rows
+from training.data.batches import Array
 from training.evaluate import predict
 from training.export.catalog import EXPORTERS, exporters, unfit
 from training.export.certify import NUM_GOLDEN, Measured, Reference, certify, failed_export
 from training.export.exporter import ExportContext, Exporter, Limits
 from training.export.profile import build_profile
-from training.fit import seed_all
 from training.interface import infer_signature
 from training.recipe import ExportConfig
-from training.source import Source, open_source
+from training.source.interface import Source
+from training.source.opening import open_source
 from training.tracking import SOURCE, SOURCE_TAG, Tracking
 
 CHOSEN_TAG = "modelway.variant"  # tag of a version: its fastest variant that passed
 _EXAMPLE_ROWS = 4
-_MIN_HELD_OUT_ROWS = 32
 
 Progress = Callable[[str], None]
 
@@ -90,7 +88,7 @@ def export_version(
     measured: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory(prefix="export-", dir=root) as scratch:
         source = _source(info, tracking, Path(scratch) / "source")
-        config = _config(source.recipe.export, variants, accuracy_drop)
+        config = _config(source.export, variants, accuracy_drop)
         wanted = None if config.variants is None else exporters(config.variants)  # a wrong name is refused before anything is measured
         reference, context = measure_eager(source, config, scratch=Path(scratch))
         left_out = unfit(wanted or EXPORTERS, source.model, context)
@@ -163,31 +161,31 @@ def _config(config: ExportConfig, variants: Sequence[str] | None, accuracy_drop:
 
 
 def measure_eager(source: Source, config: ExportConfig, *, scratch: Path) -> tuple[Reference, ExportContext]:
-    """What the eager model answers on held-out rows of the data that it was trained on."""
-    recipe = source.recipe
-    seed_all(recipe.seed)
-    data = prepare(build_data(recipe.data))
-    if (digest := data_digest(data, source.model)) != source.data_sha256:
-        raise Corrupt(
-            f"the data are not those that the version was trained on (sha256 {digest[:12]}, was {source.data_sha256[:12]})",
-            "Restore the data, or train a new version.",
-        )
-    rows = held_out_rows(data, source.model, config.held_out_rows)
-    if len(rows) < _MIN_HELD_OUT_ROWS:
-        raise UsageError(f"too few held-out rows to certify anything ({len(rows)})", f"Hold out {_MIN_HELD_OUT_ROWS} or more.")
-    outputs = predict(source.model, rows.inputs, outputs=config.outputs, task=recipe.task)
+    """What the version's own model answers on rows to measure on, and what exporters work with."""
+    evaluation = source.evaluation(config)
+    rows = evaluation.held_out
+
+    def ask(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return predict(source.model, inputs, outputs=config.outputs, task=source.task)
+
+    outputs = ask(rows.inputs)
     example = {name: torch.from_numpy(array) for name, array in rows.take(slice(0, _EXAMPLE_ROWS)).items()}
-    signature = infer_signature(example, {name: torch.from_numpy(array[:_EXAMPLE_ROWS]) for name, array in outputs.items()})
-    calibration = training_rows(data, source.model, config.calibration_rows)
+    signature = infer_signature(
+        example,
+        {name: torch.from_numpy(array[:_EXAMPLE_ROWS]) for name, array in outputs.items()},
+        dynamic=config.dynamic,
+        ask=lambda inputs: {name: torch.from_numpy(array) for name, array in ask({n: t.numpy() for n, t in inputs.items()}).items()},
+    )
     return (
-        Reference(signature=signature, rows=rows, outputs=outputs, task=recipe.task),
+        Reference(signature=signature, rows=rows, outputs=outputs, task=source.task),
         ExportContext(
             signature=signature,
             example=example,
-            calibration=calibration,
-            task=recipe.task,
+            calibration=evaluation.calibration,
+            task=source.task,
             accuracy_drop=config.accuracy_drop,
             target=config.target,
+            given_graph=source.given_graph,
             scratch=scratch,
         ),
     )

@@ -25,7 +25,7 @@ from training.export.onnx_graph import fp32_graph
 from training.export.onnx_int8_static import OnnxInt8Static
 from training.export.runners import OnnxRunner, open_variant
 from training.export.torchscript_fp32 import TorchScriptFp32
-from training.source import Source
+from training.source.trained import TrainedSource
 
 VERSION = ModelVersion("digits", 1)
 
@@ -41,7 +41,7 @@ def certificate_of(trained, measured, tmp_path):
     """Certifies an exporter, whose files a fault may have been planted in."""
     reference, context = measured
 
-    def certify(exporter, source: Source = trained, *, reference=reference, context=context):
+    def certify(exporter, source: TrainedSource = trained, *, reference=reference, context=context):
         return stage.export_variant(
             exporter,
             source,
@@ -237,7 +237,9 @@ def test_nan_in_one_row_fails(exporter, trained, measured, certificate_of):
 
 
 def test_nan_that_the_model_itself_answers_fails(trained, tmp_path):
-    broken = Source(model=copy.deepcopy(trained.model), recipe=trained.recipe, weights_sha256="0" * 64, data_sha256=trained.data_sha256)
+    broken = TrainedSource(
+        model=copy.deepcopy(trained.model), recipe=trained.recipe, weights_sha256="0" * 64, data_sha256=trained.data_sha256
+    )
     with torch.no_grad():
         broken.model.classifier[4].bias[3] = float("nan")
     reference, context = stage.measure_eager(broken, broken.recipe.export, scratch=tmp_path)
@@ -281,7 +283,7 @@ def test_answers_that_depend_on_the_other_rows_fail(trained, tmp_path):
         def forward(self, image):
             return self.model(image - image.mean(dim=0))
 
-    leaky = Source(
+    leaky = TrainedSource(
         model=CentresTheBatch(trained.model).eval(), recipe=trained.recipe, weights_sha256="0" * 64, data_sha256=trained.data_sha256
     )
     reference, context = stage.measure_eager(leaky, leaky.recipe.export, scratch=tmp_path)

@@ -12,7 +12,8 @@ import torch
 
 from registry.bundle import write_manifest
 from registry.errors import Corrupt, UsageError
-from training.source import MODEL, PROGRAM, RECIPE, WEIGHTS, export_program, open_source, write_source
+from training.source.opening import open_source
+from training.source.trained import MODEL, PROGRAM, RECIPE, WEIGHTS, export_program, write_source
 
 EXAMPLE = {"image": torch.rand(2, 1, 8, 8) * 16}
 
