@@ -12,6 +12,7 @@ from torch import nn
 
 from training.export.exporter import FP32_LIMITS, TORCHSCRIPT_FILE, ExportContext, Inspection, Limits
 from training.interface import Inference, evaluating
+from training.source.modules import ProgramModule
 
 # Written by torch's file writer itself.
 _WRITERS_OWN = frozenset({"version", "byteorder", ".data/serialization_id", ".data/version"})
@@ -24,8 +25,8 @@ class TorchScriptFp32:
     limits: Limits = FP32_LIMITS
 
     def unfit(self, model: nn.Module, context: ExportContext) -> str | None:
-        """An ONNX file cannot become TorchScript."""
-        return None if context.given_graph is None else "an ONNX file cannot become TorchScript"
+        """See `no_torchscript`."""
+        return no_torchscript(model, context)
 
     def export(self, model: nn.Module, context: ExportContext, into: Path) -> None:
         """Write `model.pt`."""
@@ -44,6 +45,15 @@ class TorchScriptFp32:
         """Facts of the file."""
         facts: dict[str, Any] = {"torch": torch.__version__}
         return Inspection(facts=facts)
+
+
+def no_torchscript(model: nn.Module, context: ExportContext) -> str | None:
+    """Why a model cannot become TorchScript; None if it can."""
+    if context.given_graph is not None:
+        return "an ONNX file cannot become TorchScript"
+    if isinstance(model, ProgramModule):
+        return "a torch.export program cannot be traced"  # its guards on sizes cannot
+    return None
 
 
 def _strip_debug(source: Path, target: Path) -> None:

@@ -98,7 +98,8 @@ def test_a_source_of_each_kind_is_exported_with_a_free_length(kind, ragged, samp
     np.testing.assert_allclose(reference.outputs["logits"], expected, atol=1e-5)
     for exporter in (OnnxFp32(), TorchScriptFp32()):
         if exporter.unfit(source.model, context) is not None:
-            assert (kind, exporter.name) == ("onnx", "torchscript-fp32")
+            assert kind in ("onnx", "program")
+            assert exporter.name == "torchscript-fp32"
             continue
         certificate = stage.export_variant(
             exporter,
