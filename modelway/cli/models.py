@@ -54,9 +54,17 @@ def train(
 def export(
     model_version: Annotated[str, typer.Argument(metavar="MODEL/VERSION", help="For example digits/3.")],
     *,
-    variants: Annotated[str | None, typer.Option(help="Comma-separated; by default what the recipe lists.")] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="Comma-separated; by default what the recipe lists, or all that fit the model and the target.")
+    ] = None,
+    target: Annotated[
+        Target | None, typer.Option(help="The device that the variants are for; by default the recipe's, else the CPU.")
+    ] = None,
     accuracy_drop: Annotated[
         float | None, typer.Option(min=0, max=1, help="Accuracy that a variant may lose; by default the recipe's.")
+    ] = None,
+    latency_p99_ms: Annotated[
+        float | None, typer.Option(min=0, help="How long one row may take at the 99th percentile; by default the recipe's goal, or none.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,7 +72,7 @@ def export(
 
     \b
     modelway export digits/3
-    modelway export digits/3 --variants onnx-fp32,onnx-int8-static --accuracy-drop 0.01
+    modelway export digits/3 --variants onnx-fp32,onnx-int8-static --accuracy-drop 0.01 --latency-p99-ms 2
     """
     from modelway.composition import open_registry, open_tracking
     from modelway.settings import load_settings
@@ -79,7 +87,9 @@ def export(
             tracking_uri=tracking.uri,
             workdir=Path(workdir),
             variants=[name.strip() for name in variants.split(",")] if variants else None,
+            target=target,
             accuracy_drop=accuracy_drop,
+            latency_p99_ms=latency_p99_ms,
             progress=say,
         )
     rows = [_certificate_row(certificate, chosen=name == report.chosen) for name, certificate in report.certificates.items()]

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ from training.export.certify import NUM_GOLDEN, Measured, Reference, certify, fa
 from training.export.exporter import ExportContext, Exporter, Limits
 from training.export.profile import build_profile
 from training.interface import infer_signature
-from training.recipe import ExportConfig
+from training.recipe import ExportConfig, Target
 from training.source.interface import Source
 from training.source.opening import open_source
+from training.source.serving import copy_serving
 from training.tracking import SOURCE, SOURCE_TAG, Tracking
 
 CHOSEN_TAG = "modelway.variant"  # tag of a version: its fastest variant that passed
@@ -58,7 +60,9 @@ def export_version(
     tracking_uri: str,
     workdir: Path,
     variants: Sequence[str] | None = None,
+    target: Target | None = None,
     accuracy_drop: float | None = None,
+    latency_p99_ms: float | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a version, certify every variant and attach the bundle to the version.
@@ -68,8 +72,10 @@ def export_version(
     Args:
         tracking_uri: The MLflow store that has the version's run.
         workdir: Directory on this machine in which the bundle is made, in a new directory of its own.
-        variants: Which ones; None for those of the recipe.
+        variants: Which ones; None for those of the recipe, or all that fit where it names none.
+        target: The device that they are for; None for that of the recipe.
         accuracy_drop: Budget; None for that of the recipe.
+        latency_p99_ms: Goal for one row; None for that of the recipe.
         progress: Called with one line per variant.
 
     Raises:
@@ -88,7 +94,13 @@ def export_version(
     measured: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory(prefix="export-", dir=root) as scratch:
         source = _source(info, tracking, Path(scratch) / "source")
-        config = _config(source.export, variants, accuracy_drop)
+        config = _overridden(
+            source.export,
+            variants=None if variants is None else tuple(variants),
+            target=target,
+            accuracy_drop=accuracy_drop,
+            latency_p99_ms=latency_p99_ms,
+        )
         wanted = None if config.variants is None else exporters(config.variants)  # a wrong name is refused before anything is measured
         reference, context = measure_eager(source, config, scratch=Path(scratch))
         left_out = unfit(wanted or EXPORTERS, source.model, context)
@@ -104,7 +116,7 @@ def export_version(
             )
             say(_verdict_line(measured[exporter.name].certificate))
 
-    opened = _seal(bundle, reference, measured)
+        opened = _seal(bundle, reference, measured, source.serving)
     certificates = {name: item.certificate for name, item in measured.items()}
     chosen = fastest_passing(certificates)
     registry.attach_bundle(model_version, opened.root)
@@ -154,10 +166,9 @@ def _source(info: VersionInfo, tracking: Tracking, into: Path) -> Source:
     return open_source(tracking.download(info.run_id, SOURCE, into), expected_sha256=digest)
 
 
-def _config(config: ExportConfig, variants: Sequence[str] | None, accuracy_drop: float | None) -> ExportConfig:
-    if variants is not None:
-        config = dataclasses.replace(config, variants=tuple(variants))
-    return config if accuracy_drop is None else dataclasses.replace(config, accuracy_drop=accuracy_drop)
+def _overridden(config: ExportConfig, **values: Any) -> ExportConfig:
+    """The recipe's settings with those values in their place that are not None."""
+    return dataclasses.replace(config, **{key: value for key, value in values.items() if value is not None})
 
 
 def measure_eager(source: Source, config: ExportConfig, *, scratch: Path) -> tuple[Reference, ExportContext]:
@@ -200,8 +211,10 @@ def _limits(exporter: Exporter, config: ExportConfig) -> Limits:
     return dataclasses.replace(limits, max_error=wanted, mean_error=limits.mean_error * wanted / limits.max_error)
 
 
-def _seal(bundle: Path, reference: Reference, measured: Mapping[str, Measured]) -> Bundle:
+def _seal(bundle: Path, reference: Reference, measured: Mapping[str, Measured], serving: Path | None) -> Bundle:
     """Write what the variants share, the manifest last, and open the bundle as its readers will."""
+    if serving is not None:
+        copy_serving(serving, bundle)
     golden = slice(0, NUM_GOLDEN)
     (bundle / SIGNATURE).write_text(canonical_json(reference.signature.to_json()), encoding="utf-8")
     tolerance = {variant: {name: dict(t) for name, t in item.tolerance.items()} for variant, item in measured.items()}
