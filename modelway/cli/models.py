@@ -58,7 +58,7 @@ def export(
         str | None, typer.Option(help="Comma-separated; by default what the recipe lists, or all that fit the model and the target.")
     ] = None,
     target: Annotated[
-        Target | None, typer.Option(help="The device that the variants are for; by default the recipe's, else the CPU.")
+        Literal["cpu", "cuda"] | None, typer.Option(help="The device that the variants are for; by default the recipe's, else the CPU.")
     ] = None,
     accuracy_drop: Annotated[
         float | None, typer.Option(min=0, max=1, help="Accuracy that a variant may lose; by default the recipe's.")
