@@ -14,9 +14,10 @@ from registry.errors import Corrupt
 from registry.signature import NUMPY_DTYPES, Signature
 from serving.runtime.modelway_runtime.golden import Comparison, GoldenSet, compare
 
-PROBE_HEADERS: Mapping[str, str] = {"content-type": "application/json", "x-modelway-protocol": "v2-infer"}
+PROBE_HEADERS: dict[str, str] = {"content-type": "application/json", "x-modelway-protocol": "v2-infer"}
 
-_PART_VALUES = 250_000  # about 3 MB of JSON
+_PART_VALUES = 500_000  # 4 MB at most
+_JSON_DATATYPES = ("BYTES", "BF16")  # numpy does not have them as the wire does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,25 @@ class Golden:
             array = np.asarray(self.data.inputs[spec.name][:max_rows], dtype=NUMPY_DTYPES[spec.datatype])
             inputs.append({"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape), "data": array.ravel().tolist()})
         return canonical_json({"id": "golden", "inputs": inputs}).encode()
+
+    def binary_request(self) -> tuple[Mapping[str, str], bytes]:
+        """Headers and body of the same request in the protocol's binary extension: a third of the bytes. Answered in JSON.
+
+        Source: https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+        """
+        inputs, tensors = [], []
+        for spec in self.signature.inputs:
+            array = np.asarray(self.data.inputs[spec.name], dtype=NUMPY_DTYPES[spec.datatype])
+            tensor: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape)}
+            if spec.datatype in _JSON_DATATYPES:
+                inputs.append(tensor | {"data": array.ravel().tolist()})
+            else:
+                tensors.append(array.astype(array.dtype.newbyteorder("<")).tobytes())
+                inputs.append(tensor | {"parameters": {"binary_data_size": len(tensors[-1])}})
+        outputs = [{"name": spec.name, "parameters": {"binary_data": False}} for spec in self.signature.outputs]
+        text = canonical_json({"id": "golden", "inputs": inputs, "outputs": outputs}).encode()
+        headers = PROBE_HEADERS | {"content-type": "application/octet-stream", "inference-header-content-length": str(len(text))}
+        return headers, b"".join([text, *tensors])
 
     def judge(self, status: int, body: bytes, *, max_rows: int | None = None) -> Comparison:
         """Hold a node's answer to `request` against the golden outputs. Never raises: a bad answer is a problem."""

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from registry.errors import ModelwayError, TimedOut
 from registry.release import Release
 from serving.archive import open_archive
-from serving.golden import PROBE_HEADERS, Golden
+from serving.golden import Golden
 from serving.ports import ServingEngine, sockets_of
 
 PROBE_TIMEOUT_S = 30.0
@@ -31,8 +31,9 @@ def ask_golden_set(engine: ServingEngine, release: Release, archive: Path) -> fl
 
 def _ask(engine: ServingEngine, release: Release, golden: Golden, worker: str | None) -> float:
     asked = engine.name if worker is None else f"{engine.name}, worker {PurePath(worker).stem}"
+    headers, request = golden.binary_request()
     try:
-        status, body = engine.infer(release.model, release.engine_version, golden.request(), PROBE_HEADERS, PROBE_TIMEOUT_S, worker=worker)
+        status, body = engine.infer(release.model, release.engine_version, request, headers, PROBE_TIMEOUT_S, worker=worker)
     except TimedOut as error:
         raise ProbeFailed(f"{asked} did not answer the golden set within {PROBE_TIMEOUT_S:g} s") from error
     comparison = golden.judge(status, body)

@@ -346,6 +346,9 @@ def test_the_golden_probe_sees_the_node_as_it_is(running: RunningNode, archive: 
     golden = open_archive(archive.path).golden
     status, body = running.node.infer("digits", archive.engine_version, golden.request(), PROBE_HEADERS, 20.0)
     assert golden.judge(status, body).problems == ()
+    headers, request = golden.binary_request()
+    status, body = running.node.infer("digits", archive.engine_version, request, headers, 20.0)
+    assert golden.judge(status, body).problems == ()
     other = open_archive(make_archive(tmp_path, 8).path).golden
     assert "off by" in other.judge(status, body).problems[0]
 

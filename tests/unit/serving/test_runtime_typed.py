@@ -57,6 +57,7 @@ def test_the_golden_probe_asks_and_judges_every_datatype(kind: str, tmp_path: Pa
     golden = open_archive(next(tmp_path.glob("*.mar"))).golden
     (answer,) = core.handle([({"x-modelway-protocol": "v2-infer"}, golden.request())])
     assert golden.judge(answer.status, answer.body).problems == ()
+    assert core.handle([golden.binary_request()]) == [answer]
     for right, wrong in changes:
         assert right in answer.body
         assert len(golden.judge(200, answer.body.replace(right, wrong)).problems) == 1
