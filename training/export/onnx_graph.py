@@ -20,6 +20,7 @@ from training.export.exporter import ONNX_FILE, ExportContext
 from training.interface import Inference, evaluating
 
 BATCH = "batch"
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 _EXTERNAL_DATA_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB
 
 
@@ -57,6 +58,13 @@ def graph_facts(path: Path) -> dict[str, Any]:
         "onnx": onnx.__version__,
         "torch": torch.__version__,
     }
+
+
+def float_makers(path: Path) -> frozenset[str]:
+    """Names of the nodes of a graph of which some output is floating-point."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.output]}
+    return frozenset(node.name for node in graph.node if node.name and any(kinds.get(name) in _FLOATS for name in node.output))
 
 
 def _export(model: nn.Module, context: ExportContext) -> onnx.ModelProto:

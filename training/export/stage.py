@@ -20,10 +20,13 @@ from registry.names import ModelVersion
 from registry.ports import ModelRegistry, VersionInfo
 from training.data.batches import Array
 from training.evaluate import predict
+from training.export.baseline import baseline_of
 from training.export.catalog import EXPORTERS, exporters, unfit
-from training.export.certify import NUM_GOLDEN, Measured, Reference, certify, failed_export
+from training.export.certify import NUM_GOLDEN, Measured, certify, failed_export
 from training.export.exporter import ExportContext, Exporter, Limits
+from training.export.metrics import numbers, verdict_line
 from training.export.profile import build_profile
+from training.export.reference import Reference
 from training.interface import infer_signature
 from training.recipe import ExportConfig, Target
 from training.source.interface import Source
@@ -114,7 +117,7 @@ def export_version(
             measured[exporter.name] = export_variant(
                 exporter, source, version=model_version, config=config, reference=reference, context=context, directory=directory
             )
-            say(_verdict_line(measured[exporter.name].certificate))
+            say(verdict_line(measured[exporter.name].certificate))
 
         opened = _seal(bundle, reference, measured, source.serving)
     certificates = {name: item.certificate for name, item in measured.items()}
@@ -123,7 +126,7 @@ def export_version(
     if chosen is not None:
         registry.set_tag(model_version, CHOSEN_TAG, chosen)
     assert info.run_id is not None  # _source has refused versions without a run
-    tracking.log_metrics(info.run_id, _numbers(certificates))
+    tracking.log_metrics(info.run_id, numbers(certificates))
     return ExportReport(model_version=model_version, certificates=certificates, chosen=chosen, bundle=opened)
 
 
@@ -154,6 +157,8 @@ def export_variant(
             limits=_limits(exporter, config),
             accuracy_drop=config.accuracy_drop,
             inspection=inspection,
+            latency_p99_ms=config.latency_p99_ms,
+            baseline=baseline_of(source.model, context),
         )
     (directory / CERTIFICATE).write_text(canonical_json(measured.certificate.to_json()), encoding="utf-8")
     return measured
@@ -188,7 +193,15 @@ def measure_eager(source: Source, config: ExportConfig, *, scratch: Path) -> tup
         ask=lambda inputs: {name: torch.from_numpy(array) for name, array in ask({n: t.numpy() for n, t in inputs.items()}).items()},
     )
     return (
-        Reference(signature=signature, rows=rows, outputs=outputs, task=source.task),
+        Reference(
+            signature=signature,
+            rows=rows,
+            outputs=outputs,
+            task=source.task,
+            labelled=evaluation.labelled,
+            ask=ask,
+            origin=evaluation.origin,
+        ),
         ExportContext(
             signature=signature,
             example=example,
@@ -225,21 +238,3 @@ def _seal(bundle: Path, reference: Reference, measured: Mapping[str, Measured], 
     np.savez(bundle / GOLDEN, allow_pickle=False, **arrays)
     write_manifest(bundle)
     return Bundle.open(bundle)
-
-
-def _verdict_line(certificate: Certificate) -> str:
-    if not certificate.passed:
-        return f"{certificate.variant}: failed: {'; '.join(certificate.failures)}"
-    latency, size = certificate.facts["latency"]["batch_1"]["p50_ms"], certificate.facts["size_bytes"]
-    return f"{certificate.variant}: passed {len(certificate.checks)} checks, {size} bytes, median {latency} ms at batch 1"
-
-
-def _numbers(certificates: Mapping[str, Certificate]) -> dict[str, float]:
-    """Every number of the certificates as metrics of the run."""
-    numbers = {}
-    for variant, certificate in certificates.items():
-        numbers[f"export/{variant}/passed"] = float(certificate.passed)
-        numbers |= {f"export/{variant}/{check.name}": check.value for check in certificate.checks}
-        for batch, latency in certificate.facts.get("latency", {}).items():
-            numbers |= {f"export/{variant}/latency/{batch}/{name}": value for name, value in latency.items()}
-    return numbers
