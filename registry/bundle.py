@@ -6,6 +6,7 @@
     golden.npz                                   inputs `in/<name>`, expected outputs `out/<name>`
     tolerance.json                               {variant: {output: {"rtol": float, "atol": float}}}
     profile.json                                 reference statistics of inputs and outputs
+    serving/transforms.json, ...                 what is done before and after the model (registry/transforms.py); may be missing
     MANIFEST.json                                size and sha256 of each file; written last
 
 The manifest is what makes a directory a bundle: without it the directory is half written. Verification accepts
@@ -21,11 +22,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from registry.certificate import Certificate
 from registry.errors import Corrupt, NotFound, UsageError
 from registry.signature import Signature
+
+if TYPE_CHECKING:
+    from registry.transforms import Transforms
 
 MANIFEST = "MANIFEST.json"
 SIGNATURE = "signature.json"
@@ -33,6 +37,7 @@ GOLDEN = "golden.npz"
 TOLERANCE = "tolerance.json"
 PROFILE = "profile.json"
 VARIANTS = "variants"
+SERVING = "serving"
 CERTIFICATE = "certificate.json"
 _CHUNK_BYTES = 1 << 20
 _AGAIN = "Export the version again."
@@ -173,6 +178,21 @@ class Bundle:
     def tolerance(self, variant: str) -> dict[str, dict[str, float]]:
         """Output name -> {"rtol", "atol"} that the golden set must meet for this variant. Raises Corrupt if it has none."""
         return _read(self.root / TOLERANCE, lambda data: {str(name): dict(limits) for name, limits in data[variant].items()})
+
+    def serving_files(self) -> tuple[str, ...]:
+        """Files of the transforms that travel with the model, as `serving/<name>`, sorted; none if it has none."""
+        return tuple(sorted(name for name in _files(self.root) if name.startswith(f"{SERVING}/")))
+
+    def transforms(self) -> Transforms | None:
+        """What is done to bodies and answers; None if nothing is. Raises Corrupt."""
+        if not (self.root / SERVING).is_dir():
+            return None
+        from registry.transforms import read_transforms  # noqa: PLC0415  (pydantic, which most commands do without)
+
+        try:
+            return read_transforms(self.root / SERVING, self.signature())
+        except UsageError as error:
+            raise Corrupt(f"unreadable transforms of a bundle ({self.root / SERVING}: {error})", _AGAIN) from error
 
 
 def _read(file: Path, parse: Callable[[Any], T]) -> T:

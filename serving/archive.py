@@ -5,6 +5,7 @@
         modelway-manifest.json      model, version, variant, backend, options; size and sha256 of each file below
         certificate.json  golden.npz  signature.json  tolerance.json
         model/...                   the exported form
+        serving/...                 transforms.json and the files that it names, if the model has any
         modelway_handler.py  modelway_runtime/...   the code that serves it
 
 TorchServe takes a version only from the archive's own `MAR-INF/MANIFEST.json`, and a file cannot contain its own
@@ -226,6 +227,7 @@ def _sources(bundle: Bundle, variant: str, model_version: ModelVersion) -> dict[
             "Export the version again.",
         )
     model = {f"model/{path.relative_to(directory).as_posix()}": path for path in _files(directory) if path.name != CERTIFICATE}
+    bundle.transforms()  # what a worker would refuse is refused here
     kinds = [name for name in _MODEL_FILES if f"model/{name}" in model]
     if len(kinds) != 1:
         raise NotFound(
@@ -238,6 +240,7 @@ def _sources(bundle: Bundle, variant: str, model_version: ModelVersion) -> dict[
         GOLDEN: bundle.root / GOLDEN,
         SIGNATURE: bundle.root / SIGNATURE,
         TOLERANCE: canonical_json(bundle.tolerance(variant)).encode(),
+        **{name: bundle.root / name for name in bundle.serving_files()},
     }
 
 

@@ -4,6 +4,7 @@
     POST /v2/models/digits/versions/3/infer                                      -> the same, whatever the channel
     GET  /v2/models/digits                                                       -> answered by Envoy itself
     PUT  /v2/models/digits/infer                                                 -> 405, Allow: POST
+    PUT  /predictions/digits                                                     -> as POST; `curl -T` and TorchServe's callers send it
     anything else                                                                -> 404 that says what to do
 
 Clients name models and versions; only Envoy names engine versions, so nothing but predictions is reachable behind it.
@@ -59,7 +60,7 @@ _RETRY_POLICY = {
 class _Call:
     """One thing that a client can ask of a model: what it is called from outside, and how the worker is asked."""
 
-    method: str
+    methods: tuple[str, ...]
     path: str  # with {m} for the model, and {v} for the version in `versioned`
     versioned: str
     protocol: str  # value of the protocol header; empty if Envoy answers by itself
@@ -67,19 +68,23 @@ class _Call:
 
 
 _CALLS = (
-    _Call(method="POST", path="/v2/models/{m}/infer", versioned="/v2/models/{m}/versions/{v}/infer", protocol="v2-infer"),
-    _Call(method="GET", path="/v2/models/{m}/ready", versioned="/v2/models/{m}/versions/{v}/ready", protocol="v2-ready"),
-    _Call(method="GET", path="/v2/models/{m}", versioned="/v2/models/{m}/versions/{v}", protocol=""),
-    _Call(method="POST", path="/v1/models/{m}:predict", versioned="/v1/models/{m}/versions/{v}:predict", protocol="v1-predict"),
-    _Call(method="GET", path="/v1/models/{m}/metadata", versioned="/v1/models/{m}/versions/{v}/metadata", protocol=""),
-    _Call(method="GET", path="/v1/models/{m}", versioned="/v1/models/{m}/versions/{v}", protocol=""),
-    _Call(method="POST", path="/predictions/{m}", versioned="/predictions/{m}/{v}", protocol="predictions"),
+    _Call(methods=("POST",), path="/v2/models/{m}/infer", versioned="/v2/models/{m}/versions/{v}/infer", protocol="v2-infer"),
+    _Call(methods=("GET",), path="/v2/models/{m}/ready", versioned="/v2/models/{m}/versions/{v}/ready", protocol="v2-ready"),
+    _Call(methods=("GET",), path="/v2/models/{m}", versioned="/v2/models/{m}/versions/{v}", protocol=""),
+    _Call(methods=("POST",), path="/v1/models/{m}:predict", versioned="/v1/models/{m}/versions/{v}:predict", protocol="v1-predict"),
+    _Call(methods=("GET",), path="/v1/models/{m}/metadata", versioned="/v1/models/{m}/versions/{v}/metadata", protocol=""),
+    _Call(methods=("GET",), path="/v1/models/{m}", versioned="/v1/models/{m}/versions/{v}", protocol=""),
+    _Call(methods=("POST", "PUT"), path="/predictions/{m}", versioned="/predictions/{m}/{v}", protocol="predictions"),
 )
 _GRPC_CALLS = (
     _Call(
-        method="POST", path="/v2/models/{m}/ready", versioned="/v2/models/{m}/versions/{v}/ready", protocol=grpc.READY_PROTOCOL, grpc=True
+        methods=("POST",),
+        path="/v2/models/{m}/ready",
+        versioned="/v2/models/{m}/versions/{v}/ready",
+        protocol=grpc.READY_PROTOCOL,
+        grpc=True,
     ),
-    _Call(method="POST", path="/v2/models/{m}/metadata", versioned="/v2/models/{m}/versions/{v}/metadata", protocol="", grpc=True),
+    _Call(methods=("POST",), path="/v2/models/{m}/metadata", versioned="/v2/models/{m}/versions/{v}/metadata", protocol="", grpc=True),
 )
 
 
@@ -216,7 +221,9 @@ def _channel(
 
 
 def _method(call: _Call) -> dict[str, Any]:
-    return {"name": ":method", "string_match": {"exact": call.method}}
+    if len(call.methods) == 1:
+        return {"name": ":method", "string_match": {"exact": call.methods[0]}}
+    return {"name": ":method", "string_match": {"safe_regex": {"regex": "|".join(call.methods)}}}
 
 
 def _channel_is(channel: str) -> dict[str, Any]:
@@ -274,8 +281,8 @@ def _metadata(call: _Call, backend: Backend, table: RouteTable) -> dict[str, Any
 
 def _method_not_allowed(path: str, call: _Call) -> dict[str, Any]:
     match = {"path": path, "headers": [{**_method(call), "invert_match": True}]}
-    allow = {"header": {"key": "allow", "value": call.method}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-    return _direct(match, 405, f"method not allowed. Use {call.method}.", headers=[allow])
+    allow = {"header": {"key": "allow", "value": ", ".join(call.methods)}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+    return _direct(match, 405, f"method not allowed. Use {' or '.join(call.methods)}.", headers=[allow])
 
 
 # --- the server itself
@@ -310,7 +317,7 @@ def _too_large(config: EnvoyConfig) -> dict[str, Any]:
 
 
 def _get(path: str, status: int, answer: Mapping[str, Any] | str) -> Iterator[dict[str, Any]]:
-    call = _Call(method="GET", path=path, versioned=path, protocol="")
+    call = _Call(methods=("GET",), path=path, versioned=path, protocol="")
     match = {"path": path, "headers": [_method(call)]}
     if isinstance(answer, str):
         yield _text(match, status, answer)

@@ -101,7 +101,7 @@ class Batcher:
             or (self._queue and self._queued_bytes + num_bytes > limits.queue_bytes)
             or self._expected_wait_s() > limits.queue_s
         ):
-            return _overloaded(len(self._queue))
+            return overloaded(len(self._queue))
         return None
 
     def submit(self, job: Job) -> None:
@@ -162,16 +162,18 @@ class Batcher:
             if job.cancelled:
                 continue
             if now > job.deadline:
-                job.respond(_too_late(now - job.arrived))
+                job.respond(too_late(now - job.arrived))
                 continue
             batch.append(job)
         return batch
 
 
-def _overloaded(num_waiting: int) -> Answer:
+def overloaded(num_waiting: int) -> Answer:
+    """The answer (429) to a request for which there is no place."""
     answer = error_answer(RequestError(429, f"the model's queue is full ({num_waiting} requests wait); ask again later"))
     return Answer(answer.status, answer.body, answer.content_type, _RETRY_AFTER)
 
 
-def _too_late(waited_s: float) -> Answer:
+def too_late(waited_s: float) -> Answer:
+    """The answer (504) to a request that waited past its deadline."""
     return error_answer(RequestError(504, f"the request waited {waited_s:.1f} s for the model, longer than its deadline; ask again later"))

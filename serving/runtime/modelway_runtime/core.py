@@ -21,6 +21,7 @@ import numpy as np
 
 from .backends import Backend
 from .errors import RequestError
+from .negotiation import takes_long
 from .protocols import Answer, Decoded, Headers, ModelInfo, decode, error_answer
 from .tensors import Array, Spec
 
@@ -53,6 +54,10 @@ class Core:
             return decode(self._model, headers, memoryview(body))
         except RequestError as error:
             return error_answer(error)
+
+    def takes_long(self, headers: Headers, body: bytes) -> bool:
+        """Whether to decode a request may hold up others that arrive meanwhile."""
+        return takes_long(self._model, headers, memoryview(body))
 
     def run(self, requests: Sequence[Decoded]) -> list[Answer]:
         """One answer per request, in order. Never raises for what the model does."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from . import wire
 from .errors import RequestError
 from .grpc_contents import CONTENTS, Contents, from_contents, to_contents
-from .messages import REQUEST_ID_HEADER, Answer, Decoded, Headers, ModelInfo, complete, unknown
+from .messages import REQUEST_ID_HEADER, Answer, Decoded, Headers, ModelInfo, complete
 from .tensors import Array, from_bytes, to_bytes
 from .v2 import Wanted, check_id, check_v2_tensor, flag_of, parameters_of, v2_wanted
 
@@ -82,7 +82,7 @@ def _decode(model: ModelInfo, headers: Headers, body: memoryview) -> Decoded:
     check_id(correlation)
     asked_raw = flag_of(parameters_of({"parameters": _parameters(parameters)}, "request"), "binary_data_output") if parameters else None
     all_raw = bool(raw) if asked_raw is None else asked_raw
-    wanted = [(spec, all_raw if binary is None else binary) for spec, binary in v2_wanted(model, outputs)]
+    wanted = [output.with_default(all_raw) for output in v2_wanted(model, outputs)]
     inputs = _inputs(model, tensors, raw)
     return Decoded(inputs, lambda arrays: _encode(model, correlation, wanted, arrays), headers.get(REQUEST_ID_HEADER, ""))
 
@@ -94,9 +94,7 @@ def _inputs(model: ModelInfo, messages: Sequence[memoryview], raw: Sequence[memo
     for index, message in enumerate(messages):
         # What a client says of its inputs is the same in each of its requests, but for the contents.
         tensor, contents = (_cached_tensor(bytes(message)), ()) if raw and len(message) <= _CACHED_BYTES else _tensor(message)
-        spec = model.inputs_by_name.get(tensor.name)
-        if spec is None:
-            raise RequestError(400, unknown("input", model.inputs))
+        spec = model.accepted_as(tensor.name, len(tensor.shape))
         if tensor.name in arrays:
             raise RequestError(400, '"inputs" names a tensor twice')
         shape = check_v2_tensor(model, spec, tensor.datatype, list(tensor.shape))
@@ -168,15 +166,15 @@ def _parameters(entries: Sequence[memoryview]) -> dict[str, bool | int | str]:
     return parameters
 
 
-def _encode(model: ModelInfo, correlation: str, wanted: Wanted, arrays: Mapping[str, Array]) -> Answer:
+def _encode(model: ModelInfo, correlation: str, wanted: Sequence[Wanted], arrays: Mapping[str, Array]) -> Answer:
+    sent = [output.sent(model, arrays[output.spec.name]) for output in wanted]
     # Raw contents are one list beside the outputs, so either all outputs have an entry or none.
-    raw = any(binary or spec.datatype not in CONTENTS for spec, binary in wanted)
+    raw = any(output.binary for output in wanted) or any(spec.datatype not in CONTENTS for spec, _ in sent)
     parts = [_model_head(model.name, model.version)]
     blobs: list[bytes] = []
     if correlation:
         parts.append(wire.field(3, correlation))
-    for spec, _ in wanted:
-        array = arrays[spec.name]
+    for spec, array in sent:
         if raw:
             parts.append(_raw_output(spec.name, spec.datatype, array.shape))
             blob = to_bytes(spec, array)

@@ -1,6 +1,6 @@
 """The worker's own way in: HTTP/1.1 on a Unix socket, past the engine's front.
 
-    POST <path of the archive>    a request, as the engine's front would hand it over
+    POST <path of the archive>    a request, as the engine's front would hand it over; PUT is the same
     GET  <path of the archive>    the same, for what has no body (v2-ready)
     GET  /health                  whether this worker answers
     GET  /metrics                 what it counts (Prometheus text)
@@ -8,7 +8,7 @@
 Only the gateway and the controller reach the socket (mode 0600), so what is unusual is refused rather than supported:
 no chunked bodies, no upgrades, no other path. Answers of one connection go out in the order of its requests.
 
-Everything but the model itself runs on one event loop (see `batcher`).
+Everything but the model itself (see `batcher`) and what takes long to decode (see `decoding`) runs on one event loop.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 
 from .batcher import Batcher, Job, Limits
 from .core import Core
+from .decoding import Decoding, Raw
 from .errors import RequestError
 from .measures import CONTENT_TYPE, Measures
 from .messages import Answer, Decoded, error_answer
@@ -88,6 +89,7 @@ class Listener:
         self.new_parser: Any = importlib.import_module("httptools").HttpRequestParser
         self._loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
         self.batcher = Batcher(core, limits, self._loop, self.measures, self._hangs)
+        self.decoding = Decoding(self.decode, limits, self._loop, self._hangs)
         self._thread = threading.Thread(target=self._loop.run_forever, name="listener", daemon=True)
         self._server: Any = None
 
@@ -124,17 +126,22 @@ class Listener:
             _logger.error("a request could not be decoded: %s", type(error).__name__)
             return error_answer(RequestError(500, f"the request could not be decoded ({type(error).__name__})"))
 
+    def takes_long(self, headers: Mapping[str, str], body: bytes) -> bool:
+        """See `Core.takes_long`."""
+        return self._core.takes_long(headers, body)
+
     def own_answer(self, method: bytes, target: bytes) -> Answer:
         """The answer to anything but a request to the model."""
         if method == b"GET" and target == HEALTH_PATH.encode():
             return Answer(200, b'{"ready":true}')
         if method == b"GET" and target == METRICS_PATH.encode():
-            return Answer(200, self.measures.text(self._labels, self.batcher.num_waiting).encode(), CONTENT_TYPE)
+            num_waiting = self.batcher.num_waiting + self.decoding.num_waiting
+            return Answer(200, self.measures.text(self._labels, num_waiting).encode(), CONTENT_TYPE)
         return error_answer(RequestError(404, "no such path in this worker"))
 
     def _hangs(self) -> None:
         # The same contract as the engine's own: a worker that is silent for so long is replaced.
-        _logger.error("the model has not answered for %g s; this worker ends", self.limits.hang_s)
+        _logger.error("the model, or what decodes for it, has not answered for %g s; this worker ends", self.limits.hang_s)
         os._exit(_HANG_EXIT_CODE)
 
 
@@ -162,7 +169,7 @@ class _Connection(asyncio.Protocol):
         self._parser = listener.new_parser(self)
         self._transport: Any = None
         self._exchanges: deque[_Exchange] = deque()
-        self._jobs: list[Job] = []
+        self._jobs: list[Job | Raw] = []
         self._paused = False
         self._refused = False
         self.on_message_begin()
@@ -234,17 +241,26 @@ class _Connection(asyncio.Protocol):
         if refusal is not None:
             exchange.respond(refusal)
             return
-        decoded = self._listener.decode(self._headers, self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
-        if not isinstance(decoded, Decoded):
-            exchange.respond(decoded)
-            return
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         arrived = time.monotonic()
-        job = Job(decoded, self._num_bytes, arrived, arrived + _timeout_s(self._headers), exchange.respond)
-        self._jobs.append(job)
-        self._listener.batcher.submit(job)
+        deadline = arrived + _timeout_s(self._headers)
+        if self._listener.takes_long(self._headers, body):
+            raw = Raw(self._headers, body, arrived, deadline, lambda decoded: self._submit(exchange, decoded, len(body), arrived, deadline))
+            self._jobs.append(raw)
+            self._listener.decoding.submit(raw)
+        else:
+            self._submit(exchange, self._listener.decode(self._headers, body), self._num_bytes, arrived, deadline)
         if len(self._exchanges) >= _MAX_PIPELINED and not self._paused:
             self._paused = True
             self._transport.pause_reading()
+
+    def _submit(self, exchange: _Exchange, decoded: Decoded | Answer, num_bytes: int, arrived: float, deadline: float) -> None:
+        if not isinstance(decoded, Decoded):
+            exchange.respond(decoded)
+            return
+        job = Job(decoded, num_bytes, arrived, deadline, exchange.respond)
+        self._jobs.append(job)
+        self._listener.batcher.submit(job)
 
     # --- answering
 

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from .errors import RequestError
 from .jsons import dumps
+from .labels import Labels
 from .tensors import Array, Spec
+from .text_input import TextInput
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -28,6 +30,8 @@ class ModelInfo:
     Attributes:
         max_rows: Rows that one request, and one run, may have.
         transforms: Content type -> what makes the model's inputs of a body of that type; see `negotiation.Transform`.
+        texts: What makes the inputs of a tensor of texts, if the model declares one.
+        labels: Output name -> the names of its classes, where the model declares them.
         memory: Room for what a protocol wants to remember of the model's requests; it has to bound it.
     """
 
@@ -37,12 +41,28 @@ class ModelInfo:
     outputs: tuple[Spec, ...]
     max_rows: int
     transforms: Mapping[str, Callable[[ModelInfo, memoryview], tuple[Array, ...]]] = field(default_factory=dict)
+    texts: TextInput | None = None
+    labels: Mapping[str, Labels] = field(default_factory=dict)
     memory: dict[bytes, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def inputs_by_name(self) -> Mapping[str, Spec]:
         """Input name -> spec."""
         return {spec.name: spec for spec in self.inputs}
+
+    @cached_property
+    def accepted(self) -> Mapping[str, Spec]:
+        """Name -> spec of what a request may send: the inputs, and the texts that some become of."""
+        return self.inputs_by_name if self.texts is None else {**self.inputs_by_name, self.texts.name: self.texts.spec}
+
+    def accepted_as(self, name: str, num_dimensions: int) -> Spec:
+        """The spec of a tensor that a request sends. Raises RequestError 400 for a name that there is not."""
+        if self.texts is not None and name == self.texts.name:
+            return self.texts.spec_for(num_dimensions)
+        spec = self.inputs_by_name.get(name)
+        if spec is None:
+            raise RequestError(400, unknown("input", tuple(self.accepted.values())))
+        return spec
 
     @cached_property
     def outputs_by_name(self) -> Mapping[str, Spec]:
@@ -98,7 +118,13 @@ def error_answer(error: RequestError) -> Answer:
 
 
 def complete(model: ModelInfo, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
-    """The arrays in the signature's order. Raises RequestError unless they are all of them, with equally many, acceptable rows."""
+    """The arrays in the signature's order, with those that texts make instead of the texts.
+
+    Raises RequestError unless they are all of them, with equally many, acceptable rows.
+    """
+    if model.texts is not None and model.texts.name in arrays:
+        check_rows(model, arrays[model.texts.name].shape[0])
+        arrays = model.texts.replaced(arrays)
     missing = [spec.name for spec in model.inputs if spec.name not in arrays]
     if missing:
         raise RequestError(400, f"missing input {', '.join(missing)}; expected {names(model.inputs)}")

@@ -4,12 +4,14 @@ https://www.rfc-editor.org/rfc/rfc9110#section-12.5
 
 A body is JSON unless its content type says otherwise. Every other content type is a transform: a function from the
 body's bytes to the model's inputs, which the model's archive declares. Raw bytes of the one input are built in (raw.py).
+A body without a content type that begins as an image does is one, where the model takes images: `curl -T` names no type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from . import image_input
 from .errors import RequestError
 from .messages import BINARY, JSON, JSON_LENGTH_HEADER, Headers, ModelInfo
 from .raw import raw_inputs
@@ -22,23 +24,59 @@ _CURL_DEFAULT = "application/x-www-form-urlencoded"
 Transform = Callable[[ModelInfo, memoryview], tuple[Array, ...]]
 
 
-def transform_of(model: ModelInfo, headers: Headers) -> Transform | None:
+# Below this a body of texts is tokenized in less time than it takes to have it done elsewhere.
+_QUICK_TEXT_BYTES = 4096
+_UTF_8 = ("utf-8", "utf8", "us-ascii")
+
+
+def transform_of(model: ModelInfo, headers: Headers, body: memoryview) -> Transform | None:
     """What makes tensors of the body; None if it is JSON. Raises RequestError 415."""
     if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise RequestError(415, "unsupported content-encoding; send the body as it is (identity)")
-    content_type = headers.get("content-type", JSON)
+    content_type = headers.get("content-type", "")
     if content_type == JSON:
         return None
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type in (JSON, "", _CURL_DEFAULT):
-        return None
+        return _undeclared_image(model, media_type, body)
     if media_type == BINARY:
         # With a length of the JSON part it is v2's binary extension; 0 of it is Triton's raw request.
         return None if headers.get(JSON_LENGTH_HEADER.lower(), "0") != "0" else raw_inputs
     transform = model.transforms.get(media_type)
     if transform is None:
         raise RequestError(415, f"unsupported content-type; send {', '.join([JSON, BINARY, *model.transforms])}")
+    if media_type.startswith("text/") and _charset(content_type) not in _UTF_8:
+        raise RequestError(415, "unsupported charset; send text as UTF-8")
     return transform
+
+
+def _undeclared_image(model: ModelInfo, media_type: str, body: memoryview) -> Transform | None:
+    if media_type != JSON and model.transforms and image_input.is_image(body):
+        return model.transforms.get(image_input.CONTENT_TYPES[0])
+    return None
+
+
+def _charset(content_type: str) -> str:
+    """The charset of a content type, UTF-8 if it names none."""
+    for parameter in content_type.lower().split(";")[1:]:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "charset":
+            return value.strip().strip('"')
+    return _UTF_8[0]
+
+
+def is_declared(transform: Transform | None) -> bool:
+    """Whether a transform is one that the archive declares: then the client sent no tensors, and wants no tensors back."""
+    return transform is not None and transform is not raw_inputs
+
+
+def takes_long(model: ModelInfo, headers: Headers, body: memoryview) -> bool:
+    """Whether decoding may take so long that other requests should not wait for it."""
+    if not model.transforms:
+        return False
+    if model.texts is not None:
+        return len(body) > _QUICK_TEXT_BYTES
+    return headers.get("content-type", "").lower().startswith("image/") or image_input.is_image(body)
 
 
 def wants_binary(headers: Headers, *, default: bool = False) -> bool:

@@ -6,11 +6,14 @@ https://www.tensorflow.org/tfx/serving/api_rest
     {"inputs": {"name": [row, ...]}}    columns; the name may be left out where there is one input
     [row, ...]                          TorchServe's path only
     {"b64": "aGVsbG8="}                 an element of a BYTES input
+
+Where the model declares a tokenizer, a row may also be a text. A body that is an image or a text is answered with labels,
+where the model has them: {"label": score, ...}, the best first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ import numpy as np
 from .errors import RequestError
 from .jsons import dumps, parse
 from .messages import REQUEST_ID_HEADER, Answer, Decoded, Headers, ModelInfo, check_rows, complete, names, unknown
-from .negotiation import transform_of, wants_binary
+from .negotiation import is_declared, transform_of, wants_binary
 from .raw import check_raw_output, raw_answer
 from .tensors import Array, Spec, from_json, to_json
 from .texts import from_base64
@@ -29,10 +32,11 @@ _MAX_DEPTH = 32  # numpy has no more dimensions
 
 def decode_v1(model: ModelInfo, headers: Headers, body: memoryview) -> Decoded:
     """A `:predict` request. Raises RequestError 4xx."""
-    transform = transform_of(model, headers)
+    transform = transform_of(model, headers, body)
     binary = _wants_raw(model, headers)
     if transform is not None:
-        return _decoded(model, headers, transform(model, body), "predictions", binary=binary)
+        labelled = is_declared(transform)
+        return _decoded(model, headers, transform(model, body), "predictions", binary=binary, labelled=labelled)
     document = parse(body, floats=model.takes_floats)
     request = document.value
     if type(request) is not dict:
@@ -51,10 +55,10 @@ def decode_v1(model: ModelInfo, headers: Headers, body: memoryview) -> Decoded:
 
 def decode_predictions(model: ModelInfo, headers: Headers, body: memoryview) -> Decoded:
     """A request to TorchServe's path. Raises RequestError 4xx."""
-    transform = transform_of(model, headers)
+    transform = transform_of(model, headers, body)
     binary = _wants_raw(model, headers)
     if transform is not None:
-        return _decoded(model, headers, transform(model, body), "", binary=binary)
+        return _decoded(model, headers, transform(model, body), "", binary=binary, labelled=is_declared(transform))
     document = parse(body, floats=model.takes_floats)
     rows = document.value
     if type(rows) is dict:
@@ -71,12 +75,19 @@ def _wants_raw(model: ModelInfo, headers: Headers) -> bool:
     return binary
 
 
-def _decoded(model: ModelInfo, headers: Headers, inputs: tuple[Array, ...], key: str, *, binary: bool) -> Decoded:
-    """The request, to be answered with `{key: ...}`, with bare rows if there is no key, or with raw bytes."""
+def _decoded(model: ModelInfo, headers: Headers, inputs: tuple[Array, ...], key: str, *, binary: bool, labelled: bool = False) -> Decoded:
+    """The request, to be answered with `{key: ...}`, with bare rows if there is no key, or with raw bytes.
+
+    Args:
+        labelled: The rows of the answer are labels, if the model has any; without a key it is that of the only row.
+    """
 
     def encode(outputs: Mapping[str, Array]) -> Answer:
         if binary:
             return raw_answer(model, outputs)
+        if labelled and model.labels:
+            rows = _labelled_rows(model, outputs)
+            return Answer(200, dumps({key: rows} if key else rows[0]))
         data = dumps(_columns(model, outputs) if key == "outputs" else _rows(model, outputs))
         return Answer(200, b'{"%b":%b}' % (key.encode(), data) if key else data)
 
@@ -89,13 +100,17 @@ def _from_rows(model: ModelInfo, rows: Any, *, literals: bool) -> tuple[Array, .
         raise RequestError(400, "expected an array with at least one row")
     check_rows(model, len(rows))
     if type(rows[0]) is not dict or _is_base64(model, rows[0]):
+        if model.texts is not None and type(rows[0]) in (str, dict):
+            return complete(model, {model.texts.name: _tensor(model.texts.spec, rows, literals=literals)})
         if len(model.inputs) > 1:
             raise RequestError(400, f"each row must be an object with the inputs {names(model.inputs)}")
         return complete(model, {model.inputs[0].name: _tensor(model.inputs[0], rows, literals=literals)})
-    wanted = model.inputs_by_name.keys()
+    wanted: Set[str] = model.inputs_by_name.keys()
+    if model.texts is not None and rows[0].keys() == {model.texts.name}:
+        wanted = {model.texts.name}
     if any(type(row) is not dict or row.keys() != wanted for row in rows):
         raise RequestError(400, f"each row must be an object with exactly the inputs {names(model.inputs)}")
-    columns = {spec.name: _tensor(spec, [row[spec.name] for row in rows], literals=literals) for spec in model.inputs}
+    columns = {name: _tensor(model.accepted[name], [row[name] for row in rows], literals=literals) for name in wanted}
     return complete(model, columns)
 
 
@@ -104,12 +119,12 @@ def _from_columns(model: ModelInfo, columns: Any, *, literals: bool) -> tuple[Ar
         if len(model.inputs) > 1:
             raise RequestError(400, f'"inputs" must be an object with the inputs {names(model.inputs)}')
         columns = {model.inputs[0].name: columns}
-    if not columns.keys() <= model.inputs_by_name.keys():
-        raise RequestError(400, unknown("input", model.inputs))
+    if not columns.keys() <= model.accepted.keys():
+        raise RequestError(400, unknown("input", tuple(model.accepted.values())))
     for data in columns.values():
         if type(data) in (list, np.ndarray):
             check_rows(model, len(data))
-    by_name = model.inputs_by_name
+    by_name = model.accepted
     return complete(model, {name: _tensor(by_name[name], data, literals=literals) for name, data in columns.items()})
 
 
@@ -133,6 +148,14 @@ def _rows(model: ModelInfo, outputs: Mapping[str, Array]) -> Any:
         return to_json(model.outputs[0], outputs[model.outputs[0].name])
     columns = [_listed(to_json(spec, outputs[spec.name])) for spec in model.outputs]
     return [dict(zip(model.outputs_by_name, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _labelled_rows(model: ModelInfo, outputs: Mapping[str, Array]) -> list[Any]:
+    """For each row {label: score}, or {output: {label: score}} where several outputs have labels."""
+    columns = {name: labels.objects(outputs[name]) for name, labels in model.labels.items()}
+    if len(columns) == 1:
+        return next(iter(columns.values()))
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _columns(model: ModelInfo, outputs: Mapping[str, Array]) -> Any:

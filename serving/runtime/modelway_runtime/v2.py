@@ -3,7 +3,10 @@
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 
-Wider than Triton in one thing: FP16 and BF16 may also be JSON numbers, rounded to the nearest value, ties to even.
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
+
+Wider than Triton in two things: FP16 and BF16 may also be JSON numbers, rounded to the nearest value, ties to even; and
+where the model declares a tokenizer, a BYTES tensor of texts may stand for what the tokenizer makes of them.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from .messages import (
     complete,
     unknown,
 )
-from .negotiation import transform_of, wants_binary
+from .negotiation import is_declared, transform_of, wants_binary
 from .tensors import Array, Spec, check_shape, from_bytes, from_json, to_bytes, to_json
 
 _MAX_ID_CHARS = 256
@@ -33,9 +36,31 @@ _MAX_REMEMBERED = 256
 _MAX_REMEMBERED_BYTES = 2048
 _NO_PARAMETERS: Mapping[str, Any] = {}
 # Extensions that change what a request means; to ignore them would be to answer another question.
-_UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
+_UNSUPPORTED = ("shared_memory_region", "sequence_id")
 
-Wanted = Sequence[tuple[Spec, bool]]  # outputs to answer with, and whether each goes as binary data
+
+class Wanted(NamedTuple):
+    """An output to answer with.
+
+    Attributes:
+        binary: Whether it goes as binary data; None leaves it to the whole request.
+        num_labels: It goes as that many texts `score:index:label` of each row; 0: as it is.
+    """
+
+    spec: Spec
+    binary: bool | None = None
+    num_labels: int = 0
+
+    def with_default(self, default: bool) -> Wanted:
+        """The same, with what the whole request says where this output says nothing."""
+        return self if self.binary is not None else Wanted(self.spec, default, self.num_labels)
+
+    def sent(self, model: ModelInfo, array: Array) -> tuple[Spec, Array]:
+        """What goes out of the output's array: that, or its labels [rows, num_labels]."""
+        if not self.num_labels:
+            return self.spec, array
+        labels = model.labels[self.spec.name].classification(array, self.num_labels)
+        return Spec(self.spec.name, "BYTES", (-1, labels.shape[1])), labels
 
 
 def decode_v2_ready(model: ModelInfo, headers: Headers, body: memoryview) -> Answer:
@@ -47,17 +72,19 @@ def decode_v2_infer(model: ModelInfo, headers: Headers, body: memoryview) -> Dec
     """An inference request. Raises RequestError 4xx."""
     request_id = headers.get(REQUEST_ID_HEADER, "")
     length = headers.get(JSON_LENGTH_HEADER.lower())
-    transform = transform_of(model, headers)
+    transform = transform_of(model, headers, body)
     if transform is None and length == "0":
         raise RequestError(400, f"{JSON_LENGTH_HEADER} is 0, which needs the content-type {BINARY}")
     if transform is not None:
-        raw = [(spec, wants_binary(headers, default=True)) for spec in model.outputs]
-        return Decoded(complete_inputs(model, transform(model, body)), lambda outputs: encode_v2(model, None, raw, outputs), request_id)
-    text, binary = _split_binary(length, body)
+        labels = model.labels if is_declared(transform) else {}
+        binary = wants_binary(headers, default=not is_declared(transform))
+        every = [Wanted(spec, binary, labels[spec.name].top_k if spec.name in labels else 0) for spec in model.outputs]
+        return Decoded(complete_inputs(model, transform(model, body)), lambda outputs: encode_v2(model, None, every, outputs), request_id)
+    text, blobs = _split_binary(length, body)
     request = _parse_request(model, text, has_binary=length is not None)
     default = wants_binary(headers) if request.all_binary is None else request.all_binary
-    wanted = [(spec, default if flag is None else flag) for spec, flag in request.outputs]
-    inputs = _v2_inputs(model, request, binary)
+    wanted = [output.with_default(default) for output in request.outputs]
+    inputs = _v2_inputs(model, request, blobs)
     return Decoded(inputs, lambda outputs: encode_v2(model, request.correlation, wanted, outputs), request_id)
 
 
@@ -71,11 +98,11 @@ class _Tensor(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """The JSON part of a request, valid but for the data. `None` for a flag means what the accept header says."""
+    """The JSON part of a request, valid but for the data. `None` for `all_binary` means what the accept header says."""
 
     correlation: str | None
     all_binary: bool | None
-    outputs: Sequence[tuple[Spec, bool | None]]
+    outputs: Sequence[Wanted]
     tensors: Sequence[_Tensor]
     literals: bool
 
@@ -104,10 +131,9 @@ def _parse_anew(model: ModelInfo, text: memoryview) -> _Request:
     check_id(correlation)
     tensors = []
     for name, entry in _by_name("inputs", request.get("inputs")).items():
-        spec = model.inputs_by_name.get(name)
-        if spec is None:
-            raise RequestError(400, unknown("input", model.inputs))
-        shape = check_v2_tensor(model, spec, entry.get("datatype"), entry.get("shape"))
+        claimed = entry.get("shape")
+        spec = model.accepted_as(name, len(claimed) if type(claimed) is list else 1)
+        shape = check_v2_tensor(model, spec, entry.get("datatype"), claimed)
         size = _binary_size(entry, name)
         if size is not None and "data" in entry:
             raise RequestError(400, f"input {name}: has both data and binary_data_size")
@@ -159,33 +185,41 @@ def check_v2_tensor(model: ModelInfo, spec: Spec, datatype: Any, shape: Any) -> 
     return shape
 
 
-def v2_wanted(model: ModelInfo, entries: Any) -> Sequence[tuple[Spec, bool | None]]:
-    """The outputs that the request asks for, in its order, and whether each goes as binary data; all of them if it asks for none.
-
-    None leaves it to the whole request. Raises RequestError 400.
-    """
+def v2_wanted(model: ModelInfo, entries: Any) -> Sequence[Wanted]:
+    """The outputs that the request asks for, in its order; all of them if it asks for none. Raises RequestError 400."""
     if entries is None or (type(entries) is list and not entries):
-        return [(spec, None) for spec in model.outputs]
+        return [Wanted(spec) for spec in model.outputs]
     wanted = []
     for name, entry in _by_name("outputs", entries).items():
         spec = model.outputs_by_name.get(name)
         if spec is None:
             raise RequestError(400, unknown("output", model.outputs))
-        wanted.append((spec, flag_of(parameters_of(entry, f"output {name}"), "binary_data")))
+        parameters = parameters_of(entry, f"output {name}", labels=True)
+        wanted.append(Wanted(spec, flag_of(parameters, "binary_data"), _num_labels(model, spec, parameters.get("classification"))))
     return wanted
 
 
-def encode_v2(model: ModelInfo, correlation: str | None, wanted: Wanted, outputs: Mapping[str, Array]) -> Answer:
+def _num_labels(model: ModelInfo, spec: Spec, classification: Any) -> int:
+    if classification is None:
+        return 0
+    if spec.name not in model.labels:
+        raise RequestError(400, f"output {spec.name}: classification is for outputs with labels; the model declares none for this one")
+    if type(classification) is not int or classification < 1:
+        raise RequestError(400, f"output {spec.name}: classification must be a number of labels, 1 or more")
+    return min(classification, len(model.labels[spec.name].names))
+
+
+def encode_v2(model: ModelInfo, correlation: str | None, wanted: Sequence[Wanted], outputs: Mapping[str, Array]) -> Answer:
     """The answer; written piece by piece, because most of it is the same each time. Binary data follows in the order of the entries."""
     parts = [model.v2_head]
     blobs: list[bytes] = []
     if correlation is not None:
         parts.append(b',"id":' + dumps(correlation))
     separator = b',"outputs":['
-    for spec, binary in wanted:
-        array = outputs[spec.name]
+    for output in wanted:
+        spec, array = output.sent(model, outputs[output.spec.name])
         shape = ",".join(map(str, array.shape))
-        if binary:
+        if output.binary:
             blob = to_bytes(spec, array)
             parts.append(b'%b%b[%b],"parameters":{"binary_data_size":%d}}' % (separator, spec.v2_head, shape.encode(), len(blob)))
             blobs.append(blob)
@@ -215,14 +249,18 @@ def _binary_size(entry: Mapping[str, Any], name: str) -> int | None:
     return size
 
 
-def parameters_of(owner: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Parameters of a request or a tensor; unknown ones are let pass. Raises RequestError 400 for those that we must not ignore."""
+def parameters_of(owner: Mapping[str, Any], where: str, *, labels: bool = False) -> Mapping[str, Any]:
+    """Parameters of a request or a tensor; unknown ones are let pass. Raises RequestError 400 for those that we must not ignore.
+
+    Args:
+        labels: Labels may be asked for here: of an output, of nothing else.
+    """
     parameters = owner.get("parameters")
     if parameters is None:
         return _NO_PARAMETERS
     if type(parameters) is not dict:
         raise RequestError(400, f"{where}: parameters must be an object")
-    for name in _UNSUPPORTED:
+    for name in _UNSUPPORTED if labels else (*_UNSUPPORTED, "classification"):
         if parameters.get(name) is not None:
             raise RequestError(400, f"{where}: the parameter {name} is not supported")
     return parameters

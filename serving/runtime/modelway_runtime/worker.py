@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backends, files
+from . import backends, files, transforms
 from .core import Core
 from .errors import LoadError
 from .golden import GoldenSet, compare
@@ -32,13 +32,19 @@ def load(root: Path, engine_version: str, gpu_id: int | None = None, num_threads
     if num_threads is not None:
         options["intra_op_threads"] = num_threads
     signature = json.loads((root / files.SIGNATURE).read_text())
+    inputs, outputs = (tuple(Spec.from_json(spec) for spec in signature[side]) for side in ("inputs", "outputs"))
+    declared = transforms.load(root, inputs, outputs)
     model = ModelInfo(
         name=str(manifest["model"]),
         version=str(manifest["version"]),
-        inputs=tuple(Spec.from_json(spec) for spec in signature["inputs"]),
-        outputs=tuple(Spec.from_json(spec) for spec in signature["outputs"]),
+        inputs=inputs,
+        outputs=outputs,
         max_rows=int(options["max_rows"]),
+        transforms=declared.transforms,
+        texts=declared.texts,
+        labels=declared.labels,
     )
+    transforms.prove(model, declared)
     try:
         backend = backends.load(root, str(manifest["backend"]), model.inputs, model.outputs, options, gpu_id=gpu_id)
     except LoadError:
@@ -66,7 +72,13 @@ def _prove(root: Path, model: ModelInfo, backend: backends.Backend, core: Core) 
     comparison = compare(golden.outputs, got, tolerance)
     if comparison.problems:
         raise LoadError(f"golden set: {'; '.join(comparison.problems)}")
-    request = {"inputs": [_v2_input(spec, golden.inputs[spec.name][:1]) for spec in model.inputs]}
+    request: dict[str, Any] = {"inputs": [_v2_input(spec, golden.inputs[spec.name][:1]) for spec in model.inputs]}
+    _ask(core, request)
+    if model.labels:
+        _ask(core, {**request, "outputs": [{"name": name, "parameters": {"classification": 1}} for name in model.labels]})
+
+
+def _ask(core: Core, request: Any) -> None:
     answer = core.handle([({PROTOCOL_HEADER: "v2-infer"}, dumps(request))])[0]
     if answer.status != 200:
         raise LoadError(

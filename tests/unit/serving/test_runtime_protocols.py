@@ -212,7 +212,7 @@ def test_what_is_remembered_is_bounded() -> None:
         ({"parameters": 3}, "request: parameters must be an object"),
         ({"parameters": {"binary_data_output": 1}}, "binary_data_output must be true or false"),
         ({"outputs": [{"name": "a_out", "parameters": {"binary_data": "yes"}}]}, "binary_data must be true or false"),
-        ({"outputs": [{"name": "a_out", "parameters": {"classification": 2}}]}, "classification is not supported"),
+        ({"outputs": [{"name": "a_out", "parameters": {"classification": 2}}]}, "classification is for outputs with labels"),
         ({"outputs": [{"name": "a_out", "parameters": {"shared_memory_region": "r"}}]}, "shared_memory_region is not supported"),
         ({"outputs": {}}, '"outputs" must be an array'),
         ({"outputs": [{"name": "a_out"}] * 2}, "names a tensor twice"),
