@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SOURCE = "model"  # where a run keeps the source of its version
 SOURCE_TAG = "modelway.source_sha256"  # tag of a version: digest of its source's manifest
+SOURCE_PATH_TAG = "modelway.source_path"  # tag of a version: where its run keeps its source, if not under SOURCE
 RUN_TAG = "modelway.run_id"  # tag of a version: the run that made it, once
 _PARAM_BATCH = 100  # MLflow's limit per request
 _PARAM_CHARACTERS = 6000  # MLflow's limit per value
@@ -67,6 +68,18 @@ class Run:
             self.tracking.client.log_artifacts(self.run_id, str(directory), artifact_path)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackedVersion:
+    """A version as the store has it.
+
+    Attributes:
+        run_id: The run that made it, or that keeps its source; None if there is none.
+    """
+
+    run_id: str | None
+    tags: Mapping[str, str]
+
+
 class Tracking:
     """A client of one MLflow store.
 
@@ -100,7 +113,9 @@ class Tracking:
             with self.translated():
                 self.client.set_terminated(run_id, status)
 
-    def register(self, model: str, run: Run, *, source_sha256: str) -> ModelVersion:
+    def register(
+        self, model: str, run: Run, *, source_sha256: str, tags: Mapping[str, str] | None = None, description: str | None = None
+    ) -> ModelVersion:
         """Make the run's source a version of the model. Idempotent: a run has one version, however often this is called.
 
         Also when the answer to the creation is lost: MLflow's client would send the request again and make a second
@@ -112,17 +127,52 @@ class Tracking:
             for attempt in range(1, _CREATE_ATTEMPTS + 1):
                 if found := self._version_of(model, run.run_id):
                     return found
-                tags = {RUN_TAG: run.run_id, SOURCE_TAG: source_sha256}
+                every_tag = {**(tags or {}), RUN_TAG: run.run_id, SOURCE_TAG: source_sha256}
                 try:
                     with _setting(_RETRIES_VARIABLE, "0"):
                         created = self.client.create_model_version(
-                            model, source=f"{run.artifact_uri}/{SOURCE}", run_id=run.run_id, tags=tags
+                            model, source=f"{run.artifact_uri}/{SOURCE}", run_id=run.run_id, tags=every_tag, description=description
                         )
                     return ModelVersion(model, int(created.version))
                 except Exception:
                     if attempt == _CREATE_ATTEMPTS:
                         raise
         raise AssertionError("unreachable")
+
+    def version_with_tag(self, model: str, key: str, value: str) -> tuple[ModelVersion, dict[str, str]] | None:
+        """The model's first version with that tag, and its tags; None if there is none, or no such model."""
+        with self.translated():
+            found = [
+                version
+                for version in self.client.search_model_versions(f"name='{check_model_name(model)}'")
+                if version.tags.get(key) == value
+            ]
+        if not found:
+            return None
+        first = min(found, key=lambda version: int(version.version))
+        return ModelVersion(model, int(first.version)), {str(name): str(text) for name, text in first.tags.items()}
+
+    def version(self, model_version: ModelVersion) -> TrackedVersion:
+        """The run and the tags of a version. Raises NotFound."""
+        with self.translated():
+            found = self.client.get_model_version(model_version.model, str(model_version.version))
+        tags = {str(name): str(text) for name, text in found.tags.items()}
+        return TrackedVersion(run_id=found.run_id or tags.get(RUN_TAG), tags=tags)
+
+    def set_version_tags(self, model_version: ModelVersion, tags: Mapping[str, str]) -> None:
+        """Set tags of a version, one after the other in their order. Raises NotFound."""
+        with self.translated():
+            for key, value in tags.items():
+                self.client.set_model_version_tag(model_version.model, str(model_version.version), key, value)
+
+    def download_version(self, model_version: ModelVersion, into: Path) -> Path:
+        """Download the model that a version is; returns where its files lie under `into`. Raises NotFound."""
+        from mlflow.artifacts import download_artifacts  # noqa: PLC0415
+
+        into.mkdir(parents=True, exist_ok=True)
+        with self.translated(), _setting(_PROGRESS_BAR_VARIABLE, "false"):
+            where = self.client.get_model_version_download_uri(model_version.model, str(model_version.version))
+            return Path(download_artifacts(where, dst_path=str(into), tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri))
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Record metrics of a run, also of one that has ended. Raises NotFound."""
