@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,8 @@ class ImageInput:
 def _pillow() -> Any:
     pillow: Any = importlib.import_module("PIL.Image")
     pillow.MAX_IMAGE_PIXELS = None  # its own guard warns, and is for the whole process; ours refuses
+    # It warns of damaged notes beside an image, in words that strangers choose: they are nothing to remember or to log.
+    warnings.filterwarnings("ignore", module="PIL")
     return pillow
 
 
