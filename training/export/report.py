@@ -123,11 +123,11 @@ def _figures(
     eager = quality(reference.task, reference.outputs[reference.first], reference.rows.target)
     name = reference.quality_name
     figures = []
-    for title, axis, cost in (
-        (f"{name} against latency", "median of one row, ms", ("latency", "batch_1", "p50_ms")),
-        (f"{name} against size", "size, bytes", ("size_bytes",)),
+    for title, axis, cost, unit in (
+        (f"{name} against latency", "median of one row, ms", ("latency", "batch_1", "p50_ms"), 1.0),
+        (f"{name} against size", "size, kB", ("size_bytes",), 1e3),
     ):
-        points = [point for certificate in certificates.values() if (point := _point(certificate, cost, chosen)) is not None]
+        points = [point for certificate in certificates.values() if (point := _point(certificate, cost, unit, chosen)) is not None]
         if points and np.isfinite(eager):
             figures.append((title, quality_against(points, cost=axis, quality=name, eager=eager, budget=_budget(certificates, name))))
     errors = _relative_errors(reference, outputs)
@@ -138,7 +138,7 @@ def _figures(
     return figures
 
 
-def _point(certificate: Certificate, cost: tuple[str, ...], chosen: str | None) -> Point | None:
+def _point(certificate: Certificate, cost: tuple[str, ...], unit: float, chosen: str | None) -> Point | None:
     value: Any = certificate.facts
     for key in cost:
         value = value.get(key, {})
@@ -148,7 +148,7 @@ def _point(certificate: Certificate, cost: tuple[str, ...], chosen: str | None) 
         return None
     return Point(
         name=certificate.variant,
-        cost=float(value),
+        cost=float(value) / unit,
         quality=variant,
         low=eager + low,
         high=eager + high,

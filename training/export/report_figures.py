@@ -24,6 +24,8 @@ from training.export.calibration import Reliability
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _IDS = re.compile(r"""(\bid="|href="\#|url\(\#)""")
 _NAMESPACES = re.compile(r''' xmlns(?::\w+)?="[^"]*"''')
+_MARKERS = "osD^vP*Xp"
+_WIDE = 100  # an axis of more than two decades has room for their powers only
 _MAX_OUTPUTS = 6
 _NUM_QUANTILES = 400
 _SMALLEST_ERROR = 1e-9  # an error of nothing has no place on a logarithmic axis
@@ -35,7 +37,7 @@ class Point:
 
     Attributes:
         name: The variant.
-        cost: Milliseconds or bytes, above 0.
+        cost: Milliseconds or kilobytes, above 0.
         quality: On the held-out rows.
         low: Lower end of its interval, paired with the eager model; the upper end is `high`.
         passed: Whether its certificate passes.
@@ -53,7 +55,7 @@ class Point:
 
 def quality_against(points: Sequence[Point], *, cost: str, quality: str, eager: float, budget: float | None) -> str:
     """Quality over a cost on a logarithmic axis: hollow is failed, a ring is the choice, lines are the eager model and its budget."""
-    with _figure(5.6, 3.6) as figure:
+    with _figure(7.2, 3.6) as figure:
         _quality_axes(figure.add_subplot(), points, cost=cost, quality=quality, eager=eager, budget=budget)
         return _svg(figure)
 
@@ -66,14 +68,14 @@ def _quality_axes(axes: Axes, points: Sequence[Point], *, cost: str, quality: st
         color = f"C{index % 10}"
         error = [[max(point.quality - point.low, 0.0)], [max(point.high - point.quality, 0.0)]]
         face = color if point.passed else "white"
-        axes.errorbar([point.cost], [point.quality], yerr=error, fmt="o", color=color, markerfacecolor=face, capsize=3)
+        marker = _MARKERS[index % len(_MARKERS)]
+        axes.errorbar([point.cost], [point.quality], yerr=error, fmt=marker, color=color, markerfacecolor=face, capsize=3, label=point.name)
         if point.chosen:
             axes.plot([point.cost], [point.quality], "o", markersize=14, markerfacecolor="none", markeredgecolor="0.2")
-        axes.annotate(point.name, (point.cost, point.quality), xytext=(8, 6), textcoords="offset points")
     _logarithmic(axes)
-    axes.margins(x=0.25, y=0.2)
+    axes.margins(x=0.15, y=0.2)
     axes.set(xlabel=cost, ylabel=quality)
-    axes.legend(loc="best")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def error_distributions(errors: Mapping[str, Mapping[str, Array]]) -> str:
@@ -92,7 +94,7 @@ def error_distributions(errors: Mapping[str, Mapping[str, Array]]) -> str:
                 _cumulative(axes, variant, values)
             _logarithmic(axes)
             axes.set(title=output, xlabel="error / largest value of the output", ylabel="share of values", ylim=(0, 1.02))
-            axes.legend(loc="lower right")
+            axes.legend(loc="best")
         return _svg(figure)
 
 
@@ -104,7 +106,7 @@ def reliability_diagram(by_name: Mapping[str, Reliability]) -> str:
         for name, found in by_name.items():
             axes.plot(found.confidence, found.accuracy, marker="o", markersize=4, label=f"{name} (ECE {found.error:.4f})")
         axes.set(xlabel="confidence of the predicted class", ylabel="share of rows that are right", xlim=(0, 1.02), ylim=(0, 1.02))
-        axes.legend(loc="upper left")
+        axes.legend(loc="best")
         return _svg(figure)
 
 
@@ -118,7 +120,8 @@ def _cumulative(axes: Axes, label: str, values: Array) -> None:
 
 def _logarithmic(axes: Axes) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _WIDE * low else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # Matplotlib's own writes formulas
     axes.xaxis.set_minor_formatter(NullFormatter())
 
