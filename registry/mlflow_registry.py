@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 BUNDLE_TAG = "modelway.bundle"
+RUN_TAG = "modelway.run_id"  # the run that keeps the files of a version that no run made
 _DIGEST_MARK = "@sha256:"
 _DOES_NOT_EXIST = "RESOURCE_DOES_NOT_EXIST"
 _INVALID = "INVALID_PARAMETER_VALUE"
@@ -308,7 +309,7 @@ def _info(version: MlflowVersion) -> VersionInfo:
     location, mark, sha256 = tags.get(BUNDLE_TAG, "").partition(_DIGEST_MARK)
     return VersionInfo(
         model_version=ModelVersion(str(version.name), int(version.version)),
-        run_id=version.run_id or None,
+        run_id=version.run_id or tags.get(RUN_TAG) or None,
         bundle=location if mark else None,
         bundle_sha256=sha256 if mark else None,
         created_at=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),

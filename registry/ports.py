@@ -18,7 +18,7 @@ class VersionInfo:
     """A registered version as the registry describes it.
 
     Attributes:
-        run_id: The training run that made it, if one did.
+        run_id: The run that made it, or that keeps its files; None if there is none.
         bundle: Where its newest bundle lies, as `attach_bundle` recorded it; None if it was never exported.
         bundle_sha256: Digest of that bundle's MANIFEST.json.
     """

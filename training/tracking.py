@@ -64,8 +64,7 @@ class Run:
 
     def log_directory(self, directory: Path, artifact_path: str | None = None) -> None:
         """Upload the files of a directory."""
-        with self.tracking.translated(), _setting(_PROGRESS_BAR_VARIABLE, "false"):
-            self.tracking.client.log_artifacts(self.run_id, str(directory), artifact_path)
+        self.tracking.log_directory(self.run_id, directory, artifact_path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +181,11 @@ class Tracking:
         entries = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
         with self.translated():
             self.client.log_batch(run_id, metrics=entries)
+
+    def log_directory(self, run_id: str, directory: Path, artifact_path: str | None = None) -> None:
+        """Upload the files of a directory to a run, also to one that has ended. Raises NotFound."""
+        with self.translated(), _setting(_PROGRESS_BAR_VARIABLE, "false"):
+            self.client.log_artifacts(run_id, str(directory), artifact_path)
 
     def download(self, run_id: str, artifact_path: str, into: Path) -> Path:
         """Download a directory of a run's artifacts; returns where it lies under `into`. Raises NotFound."""

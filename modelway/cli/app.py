@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from modelway.cli import importing, keys, models, operations, releases, tuning
+from modelway.cli import exporting, importing, keys, models, operations, releases, tuning
 from modelway.cli.output import say
 from registry.errors import ModelwayError
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 operations.add_to(app)
 models.add_to(app)
 importing.add_to(app)
+exporting.add_to(app)
 releases.add_to(app)
 tuning.add_to(app)
 keys.add_to(app)

@@ -1,28 +1,25 @@
-"""train, export, predict: from a recipe to an answer."""
+"""train and predict: from a recipe to an answer."""
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelway.cli.output import JsonOption, Row, print_facts, print_json, print_rows, say
-from registry.errors import Refused, UsageError
-from registry.names import ModelAlias, check_model_name, parse_model_ref, parse_model_version
+from modelway.cli.output import JsonOption, Row, print_facts, print_json, say
+from registry.errors import UsageError
+from registry.names import ModelAlias, check_model_name, parse_model_ref
 
 if TYPE_CHECKING:
     from modelway.client import Array
-    from registry.certificate import Certificate
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command()(train)
-    app.command()(export)
     app.command()(predict)
 
 
@@ -49,74 +46,6 @@ def train(
     facts: Row = {"version": str(trained.model_version), "run": trained.run_id, **trained.metrics}
     print_facts(facts, as_json=as_json)
     say(f"Next: modelway export {trained.model_version}")
-
-
-def export(
-    model_version: Annotated[str, typer.Argument(metavar="MODEL/VERSION", help="For example digits/3.")],
-    *,
-    variants: Annotated[
-        str | None, typer.Option(help="Comma-separated; by default what the recipe lists, or all that fit the model and the target.")
-    ] = None,
-    target: Annotated[
-        Literal["cpu", "cuda"] | None, typer.Option(help="The device that the variants are for; by default the recipe's, else the CPU.")
-    ] = None,
-    accuracy_drop: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Accuracy that a variant may lose; by default the recipe's.")
-    ] = None,
-    latency_p99_ms: Annotated[
-        float | None, typer.Option(min=0, help="How long one row may take at the 99th percentile; by default the recipe's goal, or none.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Export a version to its variants and measure each against the model it came from.
-
-    \b
-    modelway export digits/3
-    modelway export digits/3 --variants onnx-fp32,onnx-int8-static --accuracy-drop 0.01 --latency-p99-ms 2
-    """
-    from modelway.composition import open_registry, open_tracking
-    from modelway.settings import load_settings
-    from training.export.stage import export_version
-
-    version, settings = parse_model_version(model_version), load_settings()
-    tracking = open_tracking(settings)
-    with tempfile.TemporaryDirectory(prefix="modelway-export-") as workdir:
-        report = export_version(
-            version,
-            open_registry(tracking),
-            tracking_uri=tracking.uri,
-            workdir=Path(workdir),
-            variants=[name.strip() for name in variants.split(",")] if variants else None,
-            target=target,
-            accuracy_drop=accuracy_drop,
-            latency_p99_ms=latency_p99_ms,
-            progress=say,
-        )
-    rows = [_certificate_row(certificate, chosen=name == report.chosen) for name, certificate in report.certificates.items()]
-    if as_json:
-        print_json({"version": str(version), "chosen": report.chosen, "certificates": [c.to_json() for c in report.certificates.values()]})
-    else:
-        print_rows(rows, as_json=False)
-    if report.chosen is None:
-        reasons = [f"{name}: {'; '.join(c.failures)}" for name, c in report.certificates.items()]
-        raise Refused(f"no variant of {version} passes", "It cannot be promoted. Train or export again.", reasons=reasons)
-    say(f"Next: modelway promote {version}")
-
-
-def _certificate_row(certificate: Certificate, *, chosen: bool) -> Row:
-    latency: dict[str, Any] = certificate.facts.get("latency", {})
-    parity = next((c.value for c in certificate.checks if "max_abs_error" in c.name), None)
-    return {
-        "variant": certificate.variant,
-        "chosen": "*" if chosen else "",
-        "passed": certificate.passed,
-        "max abs error": parity,
-        "accuracy": certificate.facts.get("accuracy"),
-        "kB": round(certificate.facts["size_bytes"] / 1000) if "size_bytes" in certificate.facts else None,
-        "p50 ms, batch 1": latency.get("batch_1", {}).get("p50_ms"),
-        "p50 ms, batch 32": latency.get("batch_32", {}).get("p50_ms"),
-        "reasons": "; ".join(certificate.failures) or None,
-    }
 
 
 def predict(

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from registry.errors import UsageError
+from registry.transforms import TRANSFORMS
 
 SERVING = "serving"
-TRANSFORMS = "transforms.json"
 
 
 def copy_serving(origin: Path, into: Path) -> None:
