@@ -36,6 +36,21 @@ class Inference:
     request_id: str
 
 
+@dataclass(frozen=True)
+class BodyInference:
+    """An answer to a body that the model's own transforms read (an image, a text).
+
+    Attributes:
+        answer: As the model answers it: label -> score, the best first, where it has labels; else its outputs as nested lists.
+        version, release, request_id: As of an `Inference`.
+    """
+
+    answer: Any
+    version: str
+    release: str
+    request_id: str
+
+
 class Client:
     """A client of one gateway; keeps its connections. Use it as a context manager, or call `close`.
 
@@ -99,6 +114,18 @@ class Client:
         outputs = {str(output["name"]): _decode(output) for output in response.json()["outputs"]}
         headers = response.headers
         return Inference(outputs, headers["x-modelway-version"], headers["x-modelway-release"], headers["x-request-id"])
+
+    def infer_body(self, model: str, body: bytes, content_type: str, *, version: int | None = None) -> BodyInference:
+        """Ask the model with a body that it declares a transform for, for example the bytes of a JPEG file. Same errors as `infer`.
+
+        Args:
+            content_type: `image/jpeg`, `image/png` or `text/plain`.
+        """
+        where = f"/{version}" if version is not None else ""
+        path = f"/predictions/{check_model_name(model)}{where}"
+        response = self._send("POST", path, content=body, headers={"content-type": content_type})
+        headers = response.headers
+        return BodyInference(response.json(), headers["x-modelway-version"], headers["x-modelway-release"], headers["x-request-id"])
 
     def signature(self, model: str) -> Signature:
         """Inputs and outputs of what the channel serves. Same errors as `infer`."""

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from modelway.client import Array
 
 
+# What a file of that name is sent as, to a model that declares a transform for it.
+_CONTENT_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".txt": "text/plain"}
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command()(train)
@@ -52,7 +56,12 @@ def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL[/VERSION|@CHANNEL]", help="For example digits, digits/3 or digits@staging.")],
     *,
     source: Annotated[
-        str, typer.Option("--input", help="A .json file (one array, or input name to array), a .npy or .npz file, or - for JSON on stdin.")
+        str,
+        typer.Option(
+            "--input",
+            help="A .json file (one array, or input name to array), a .npy or .npz file, or - for JSON on stdin; "
+            "a .jpg, .png or .txt file for a model that takes them.",
+        ),
     ] = "-",
     as_json: JsonOption = False,
 ) -> None:
@@ -60,12 +69,22 @@ def predict(
 
     \b
     modelway predict digits --input images.npy
+    modelway predict lite0 --input cat.jpg
     echo '[[0.1, 0.2, 0.3, 0.4]]' | modelway predict tabular
     """
     from modelway.gateway_access import open_client
     from modelway.settings import load_settings
 
     name, version, channel = _parse_target(model)
+    content_type = _CONTENT_TYPES.get(Path(source).suffix.lower())
+    if content_type is not None:
+        body = _read_body(source)
+        with open_client(load_settings(), channel=channel) as client:
+            got = client.infer_body(name, body, content_type, version=version)
+        facts: Row = {"version": got.version, "release": got.release, "request_id": got.request_id}
+        labels = got.answer if isinstance(got.answer, dict) and not as_json else {"answer": got.answer}
+        print_facts(facts | labels, as_json=as_json)
+        return
     with open_client(load_settings(), channel=channel) as client:
         signature = client.signature(name)
         datatypes = {spec.name: spec.datatype for spec in signature.inputs}
@@ -76,6 +95,13 @@ def predict(
         print_json(result)
     else:
         print_facts({**result, "outputs": None} | outputs if len(outputs) == 1 else result, as_json=False)
+
+
+def _read_body(source: str) -> bytes:
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read the input ({source}: {error})", "Give the path of a .jpg, .png or .txt file.") from error
 
 
 def _parse_target(text: str) -> tuple[str, int | None, str | None]:
