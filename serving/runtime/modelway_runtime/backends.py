@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import math
-import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from . import gpu
-from .datatypes import from_bf16, to_bf16
+from .backend_aoti import AotiBackend
+from .backend_onnx import OnnxBackend
+from .backend_torchscript import TorchScriptBackend
 from .errors import LoadError
 from .tensors import Array, Spec
 
 ONNX_FILE = "model/model.onnx"
 TORCHSCRIPT_FILE = "model/model.pt"
-_ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16
+AOTI_FILE = "model/model.pt2"
 
 
 class Backend(Protocol):
@@ -28,118 +22,6 @@ class Backend(Protocol):
 
     def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
         """Outputs by name for inputs in the signature's order. Any exception means that the run failed."""
-
-
-class OnnxBackend:
-    """ONNX Runtime with exactly the wanted provider."""
-
-    def __init__(self, file: Path, inputs: Sequence[Spec], outputs: Sequence[Spec], options: Mapping[str, Any], gpu_id: int | None) -> None:
-        # From 1.32 ONNX Runtime reports to its vendor from the moment it is imported; both names have meant "do not".
-        for variable in ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED"):
-            os.environ[variable] = "1"
-        ort: Any = importlib.import_module("onnxruntime")
-        wanted = str(options["provider"])
-        gpu.check_providers(wanted, ort.get_available_providers())
-        session_options = ort.SessionOptions()
-        session_options.intra_op_num_threads = int(options["intra_op_threads"])
-        session_options.inter_op_num_threads = 1
-        session_options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        # Workers share the machine: a thread that waits must not burn a core.
-        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session: Any = ort.InferenceSession(str(file), sess_options=session_options, providers=gpu.providers(options, gpu_id))
-        # ONNX Runtime falls back to the CPU without an error.
-        if self._session.get_providers()[0] != wanted:
-            raise LoadError(f"execution provider {wanted} was asked for, ONNX Runtime uses {self._session.get_providers()[0]}")
-        for side, specs, nodes in (("input", inputs, self._session.get_inputs()), ("output", outputs, self._session.get_outputs())):
-            missing = {spec.name for spec in specs} - {node.name for node in nodes}
-            if missing or (side == "input" and len(nodes) != len(specs)):
-                raise LoadError(f"the model's {side}s are {[n.name for n in nodes]}, the signature's {[s.name for s in specs]}")
-        self._inputs = [spec.name for spec in inputs]
-        self._outputs = [spec.name for spec in outputs]
-        self._ort_value: Any = ort.OrtValue
-        bf16 = {node.name for node in (*self._session.get_inputs(), *self._session.get_outputs()) if node.type == "tensor(bfloat16)"}
-        self._bf16 = bf16 & {*self._inputs, *self._outputs}
-        if self._bf16 and any(spec.datatype == "BYTES" for spec in inputs):
-            raise LoadError("ONNX Runtime's Python interface cannot pass BYTES and BF16 to one model; give the model FP32 instead of BF16")
-        # What numpy cannot name cannot be bound by its help; such a model's tensors travel as they do on the CPU.
-        bindable = not self._bf16 and all(spec.datatype != "BYTES" for spec in (*inputs, *outputs))
-        graph_rows = int(options["max_rows"]) if options.get("cuda_graph") else 0
-        self._bound = (
-            gpu.BoundSession(self._session, inputs, outputs, device="cuda", device_id=gpu_id or 0, graph_rows=graph_rows)
-            if wanted != gpu.CPU and bindable
-            else None
-        )
-
-    def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
-        """See `Backend`."""
-        if self._bound is not None:
-            return self._bound.run(inputs)
-        if self._bf16:
-            return self._run_bf16(inputs)
-        results = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
-        return dict(zip(self._outputs, results, strict=True))
-
-    def _run_bf16(self, inputs: Sequence[Array]) -> dict[str, Array]:
-        """For a model with bfloat16 at its border, which numpy cannot name: float32 outside, its upper half inside."""
-        feeds = {}
-        for name, array in zip(self._inputs, inputs, strict=True):
-            if name in self._bf16:
-                feeds[name] = self._ort_value.ortvalue_from_numpy_with_onnx_type(to_bf16(array), _ONNX_BFLOAT16)
-            else:
-                feeds[name] = self._ort_value.ortvalue_from_numpy(np.ascontiguousarray(array))
-        results = self._session.run_with_ort_values(self._outputs, feeds)
-        return {
-            name: _from_bf16_value(value) if name in self._bf16 else value.numpy()
-            for name, value in zip(self._outputs, results, strict=True)
-        }
-
-
-def _from_bf16_value(value: Any) -> Array:
-    """The float32 values of a bfloat16 tensor of ONNX Runtime in the machine's own memory, which it gives out by address only."""
-    shape = tuple(value.shape())
-    num_values = math.prod(shape)
-    if num_values == 0:
-        return np.zeros(shape, np.float32)
-    bits = np.ctypeslib.as_array((ctypes.c_uint16 * num_values).from_address(value.data_ptr()))
-    return from_bf16(bits).reshape(shape)
-
-
-class TorchScriptBackend:
-    """A TorchScript module; its outputs are a tensor, a tuple of tensors, or a dict by name."""
-
-    def __init__(self, file: Path, inputs: Sequence[Spec], outputs: Sequence[Spec], options: Mapping[str, Any], gpu_id: int | None) -> None:
-        self._torch: Any = importlib.import_module("torch")
-        self._torch.set_num_threads(int(options["intra_op_threads"]))
-        wants_gpu = str(options["provider"]) != gpu.CPU
-        if wants_gpu and not self._torch.cuda.is_available():
-            raise LoadError("a GPU was asked for, torch sees none")
-        self._device = f"cuda:{gpu_id or 0}" if wants_gpu else "cpu"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; this archive is made of it all the same
-            self._module: Any = self._torch.jit.load(str(file), map_location=self._device).eval()
-        self._outputs = [spec.name for spec in outputs]
-        if any(spec.datatype == "BYTES" for spec in (*inputs, *outputs)):
-            raise LoadError("TorchScript has no tensors of BYTES")
-        self._bf16_inputs = [spec.datatype == "BF16" for spec in inputs]
-
-    def run(self, inputs: Sequence[Array]) -> dict[str, Array]:
-        """See `Backend`."""
-        # torch wants memory that it may write to; a request's raw bytes are read-only.
-        tensors = [self._torch.from_numpy(a if a.flags.writeable else a.copy()).to(self._device) for a in map(np.ascontiguousarray, inputs)]
-        half = self._torch.bfloat16
-        tensors = [tensor.to(half) if is_bf16 else tensor for tensor, is_bf16 in zip(tensors, self._bf16_inputs, strict=True)]
-        with self._torch.inference_mode():
-            result = self._module(*tensors)
-        if isinstance(result, dict):
-            return {name: self._to_numpy(result[name]) for name in self._outputs}
-        results = result if isinstance(result, (tuple, list)) else (result,)
-        if len(results) < len(self._outputs):
-            raise LoadError(f"the model has {len(results)} outputs, the signature {len(self._outputs)}")
-        return {name: self._to_numpy(value) for name, value in zip(self._outputs, results, strict=False)}
-
-    def _to_numpy(self, tensor: Any) -> Array:
-        array: Array = (tensor.float() if tensor.dtype is self._torch.bfloat16 else tensor).cpu().numpy()
-        return array
 
 
 def load(
@@ -150,4 +32,6 @@ def load(
         return OnnxBackend(root / ONNX_FILE, inputs, outputs, options, gpu_id)
     if kind == "torchscript":
         return TorchScriptBackend(root / TORCHSCRIPT_FILE, inputs, outputs, options, gpu_id)
+    if kind == "aoti":
+        return AotiBackend(root / AOTI_FILE, inputs, outputs, options, gpu_id)
     raise LoadError(f"unknown backend ({kind})")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from .batcher import Limits, overloaded, too_late
 from .messages import Answer, Decoded
 
-_SMOOTHING = 0.2
+_FEW = 4
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Decoding:
         self._queue: deque[Raw] = deque()
         self._queued_bytes = 0
         self._busy = False
-        self._usual_s = 0.0
+        self._last_s: deque[float] = deque(maxlen=_FEW)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoding")
 
     @property
@@ -71,7 +71,7 @@ class Decoding:
         if (
             len(self._queue) >= limits.queue_size
             or (self._queue and self._queued_bytes + num_bytes > limits.queue_bytes)
-            or len(self._queue) * self._usual_s > limits.queue_s
+            or len(self._queue) * self._expected_s() > limits.queue_s
         ):
             raw.respond(overloaded(len(self._queue)))
             return
@@ -79,6 +79,10 @@ class Decoding:
         self._queued_bytes += num_bytes
         if not self._busy:
             self._next()
+
+    def _expected_s(self) -> float:
+        """What one takes at least. The fastest of the last few counts: one that was held up says nothing."""
+        return min(self._last_s) if len(self._last_s) == _FEW else 0.0
 
     def _next(self) -> None:
         self._busy = False
@@ -100,7 +104,7 @@ class Decoding:
 
         def done() -> None:
             watch.cancel()
-            self._usual_s += _SMOOTHING * (time.monotonic() - started - self._usual_s)
+            self._last_s.append(time.monotonic() - started)
             # The next one first: the thread need not wait while the loop hands this one on.
             self._next()
             if not raw.cancelled:
