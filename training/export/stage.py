@@ -38,7 +38,8 @@ from training.source.opening import open_source
 from training.source.serving import copy_serving
 from training.tracking import SOURCE, SOURCE_PATH_TAG, SOURCE_TAG, Tracking
 
-CHOSEN_TAG = "modelway.variant"  # tag of a version: its fastest variant that passed
+CHOSEN_TAG = "modelway.variant"  # tag of a version: its fastest variant that passed in the newest export
+NONE_PASSED = "none"
 _EXAMPLE_ROWS = 4
 
 Progress = Callable[[str], None]
@@ -138,8 +139,7 @@ def export_version(
     outputs = {name: item.outputs for name, item in measured.items()}
     write_report(report, version=model_version, certificates=certificates, chosen=chosen, reference=reference, outputs=outputs)
     registry.attach_bundle(model_version, opened.root)
-    if chosen is not None:
-        registry.set_tag(model_version, CHOSEN_TAG, chosen)
+    registry.set_tag(model_version, CHOSEN_TAG, chosen or NONE_PASSED)
     assert info.run_id is not None  # _with_source has seen to it
     tracking.log_metrics(info.run_id, numbers(certificates))
     tracking.log_directory(info.run_id, report.parent, f"export/{model_version.model}-{model_version.version}")
