@@ -165,13 +165,16 @@ class Tracking:
                 self.client.set_model_version_tag(model_version.model, str(model_version.version), key, value)
 
     def download_version(self, model_version: ModelVersion, into: Path) -> Path:
-        """Download the model that a version is; returns where its files lie under `into`. Raises NotFound."""
+        """Download the model that a version is; returns where its files lie under `into`. Raises NotFound, Unavailable."""
         from mlflow.artifacts import download_artifacts  # noqa: PLC0415
 
         into.mkdir(parents=True, exist_ok=True)
         with self.translated(), _setting(_PROGRESS_BAR_VARIABLE, "false"):
             where = self.client.get_model_version_download_uri(model_version.model, str(model_version.version))
-            return Path(download_artifacts(where, dst_path=str(into), tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri))
+            try:
+                return Path(download_artifacts(where, dst_path=str(into), tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri))
+            except ImportError as error:  # MLflow imports the client of a storage when it is asked
+                raise Unavailable(f"the version's files cannot be fetched ({where}: no module {error.name})", "Install it.") from error
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Record metrics of a run, also of one that has ended. Raises NotFound."""

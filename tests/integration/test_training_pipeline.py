@@ -242,8 +242,8 @@ def test_what_does_not_exist_is_named(store, tmp_path, version, variants, words)
         _export(store, version, tmp_path, variants=variants)
 
 
-def test_a_version_that_was_not_trained_here_is_refused(store, tmp_path):
-    with pytest.raises(UsageError, match="not trained by Modelway"):
+def test_a_version_whose_files_cannot_be_had_is_refused(store, tmp_path):
+    with pytest.raises(Unavailable, match=r"files cannot be fetched \(s3://elsewhere/model: no module"):
         _export(store, store.register("foreign", with_run=False), tmp_path)
 
 

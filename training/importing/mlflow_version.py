@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from registry.bundle import sha256_file, write_manifest
-from registry.errors import UsageError
+from registry.errors import Refused, UsageError
 from registry.names import ModelVersion
 from training.importing.mlflow_files import MlflowModel, read_mlflow_model
 from training.importing.request import Adaptation, ImportRequest
 from training.importing.sample import Sample, infer_task, read_sample
 from training.importing.story import KIND_TAG, ORIGIN_TAG, write_source_of
 from training.recipe import ExportConfig, Task
-from training.tracking import RUN_TAG, SOURCE, SOURCE_PATH_TAG, SOURCE_TAG, Run, Tracking
+from training.tracking import RUN_TAG, SOURCE, SOURCE_PATH_TAG, SOURCE_TAG, Tracking
 
 Progress = Callable[[str], None]
 
@@ -78,7 +79,7 @@ def adopt_version(
             source_sha256=info.tags[SOURCE_TAG],
         )
     say(f"{model_version} was not made by Modelway: making its source from its MLflow model")
-    with tempfile.TemporaryDirectory(prefix="modelway-adopt-") as directory:
+    with tempfile.TemporaryDirectory(prefix="modelway-adopt-") as directory, _pickle_named(model_version):
         scratch = Path(directory)
         model = read_mlflow_model(tracking.download_version(model_version, scratch / "version"), need_sample=sample is None)
         rows = read_sample(sample) if sample is not None else model.sample
@@ -115,6 +116,19 @@ def adopt_version(
     )
 
 
+@contextmanager
+def _pickle_named(model_version: ModelVersion) -> Iterator[None]:
+    """Refusals of pickles, with the command that allows them for a version."""
+    try:
+        yield
+    except Refused as error:
+        raise Refused(
+            f"{model_version}: {error.what}",
+            f"Log it again with serialization_format='pt2', or, if you know where it comes from: "
+            f"modelway import models:/{model_version} --allow-pickle.",
+        ) from error
+
+
 def _request(
     model_version: ModelVersion,
     model: MlflowModel,
@@ -144,7 +158,7 @@ def _request(
 
 def _keep(model_version: ModelVersion, run_id: str | None, source: Path, path: str, tracking: Tracking) -> str:
     if run_id is not None:
-        Run(tracking=tracking, run_id=run_id, artifact_uri="").log_directory(source, path)
+        tracking.log_directory(run_id, source, path)
         return run_id
     tags = {"mlflow.runName": f"adopt-{model_version.model}-{model_version.version}", "mlflow.source.name": "modelway export"}
     with tracking.run(model_version.model, tags=tags) as run:

@@ -38,6 +38,7 @@ _TEXT = re.compile(rb"[A-Za-z0-9._-]{1,64}\n?")
 _CONFIG = re.compile(r"(?:^|/)data/(?:weights|constants)/[^/]+_config\.json$")
 _RAW = ("weight_", "tensor_")  # records that are read as bytes; any other name is unpickled whatever the config says
 _SIZE = re.compile(r"[\w\s+\-*/%(),<>=&|~.]*", re.ASCII)
+_SYMBOL = re.compile(r"Symbol\('[A-Za-z]\w*'(, [a-z]+=(True|False))*\)", re.ASCII)
 _CALL = re.compile(r"([A-Za-z_]\w*)\s*\(")
 # What torch writes into sizes, besides symbols and operators.
 _FUNCTIONS = re.compile(
@@ -195,6 +196,12 @@ def _values_of(value: Any, key: str) -> Iterator[str]:
 
 
 def _is_arithmetic(size: str) -> bool:
+    """Whether a size is made of numbers, symbols, operators and torch's own functions, and of nothing that Python could do more with.
+
+    >>> _is_arithmetic("Mul(Integer(2), Symbol('s31', positive=True, integer=True))"), _is_arithmetic("exit(1)")
+    (True, False)
+    """
+    size = _SYMBOL.sub("s", size)
     attribute = re.search(r"\.\s*[A-Za-z_]|__", size)
     return _SIZE.fullmatch(size) is not None and attribute is None and all(_FUNCTIONS.fullmatch(name) for name in _CALL.findall(size))
 
