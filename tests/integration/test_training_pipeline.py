@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from registry.bundle import Bundle
-from registry.errors import Corrupt, NotFound, Unavailable, UsageError
+from registry.errors import Corrupt, NotFound, Unavailable
 from registry.mlflow_registry import MlflowRegistry
 from registry.names import ModelVersion
 from support.mlflow_store import MLFLOW_WARNINGS, new_store, serve
