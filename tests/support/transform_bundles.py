@@ -99,9 +99,8 @@ def make_text_bundle(root: Path, *, version: ModelVersion, transforms: Mapping[s
     )
     ids = np.array([[2, 2, 4, 0], [3, 4, 4, 2]], np.int64)
     golden = {"in/ids": ids, "in/mask": (ids > 0).astype(np.int64), "out/logits": np.array([[2, 0], [1, 1]], np.float32)}
-    return _write(
-        root, version, graph, TEXT_SIGNATURE, golden, {TRANSFORMS: json.dumps(transforms), "tokenizer.json": tokenizer().to_str()}
-    )
+    files = {TRANSFORMS: json.dumps(transforms), "tokenizer.json": tokenizer().to_str()}
+    return _write(root=root, version=version, graph=graph, signature=TEXT_SIGNATURE, golden=golden, serving=files)
 
 
 def _write(
