@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -151,7 +152,7 @@ def test_envoy_answers_metadata_by_itself(envoy: RunningEnvoy, node: UdsServer, 
         ("GET", "/v2/models/digits/infer", "", 405, "method not allowed. Use POST."),
         ("PUT", "/v2/models/digits/versions/1/infer", "", 405, "method not allowed. Use POST."),
         ("DELETE", "/v2/models/digits", "", 405, "method not allowed. Use GET."),
-        ("OPTIONS", "/predictions/digits", "", 405, "method not allowed. Use POST."),
+        ("OPTIONS", "/predictions/digits", "", 405, "method not allowed. Use POST or PUT."),
         ("POST", "/v2/health/ready", "", 405, "method not allowed. Use GET."),
     ],
 )
