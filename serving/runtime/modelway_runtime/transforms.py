@@ -74,7 +74,7 @@ def prove(model: ModelInfo, declared: Declared) -> None:
         for spec, array in zip(model.inputs, made, strict=True):
             if not spec.fits(array.shape) or array.dtype != spec.dtype:
                 raise LoadError(
-                    f"{FILE}: a {content_type} body becomes {spec.name} {array.dtype}{list(array.shape)}, "
+                    f"{FILE}: a body of {content_type} becomes {spec.name} {array.dtype}{list(array.shape)}, "
                     f"the signature says {spec.datatype}{list(spec.shape)}"
                 )
 
