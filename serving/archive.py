@@ -37,7 +37,7 @@ from serving.runtime.modelway_runtime.gpu import CPU, CUDA, TENSORRT
 from serving.stored_zip import Entry, Source
 
 _RUNTIME = Path(__file__).parent / "runtime"
-_MODEL_FILES: Mapping[str, str] = {"model.onnx": "onnxruntime", "model.pt": "torchscript"}
+_MODEL_FILES: Mapping[str, str] = {"model.onnx": "onnxruntime", "model.pt": "torchscript", "model.pt2": "aoti"}
 _MAX_SMALL_BYTES = 1 << 30
 
 

@@ -29,6 +29,7 @@ from training.export.quality import quality_checks
 from training.export.reference import Reference
 from training.export.row_checks import batch_checks, first_answer, held_out, repeated_checks, row_checks
 from training.export.runners import VariantRunner, open_variant
+from training.recipe import Target
 
 NUM_GOLDEN = 16  # the first held-out rows
 # The golden set is held to what was measured on it, with headroom for another CPU's arithmetic, within the limits.
@@ -66,6 +67,7 @@ def certify(
     inspection: Inspection,
     latency_p99_ms: float | None = None,
     baseline: Baseline | None = None,
+    target: Target = "cpu",
 ) -> Measured:
     """Measure the variant that lies in a directory. Whatever the runtime raises becomes a failed check.
 
@@ -76,6 +78,7 @@ def certify(
         inspection: What the exporter found in the files.
         latency_p99_ms: Goal for one row at the 99th percentile; None for none.
         baseline: Size and graph of the float32 model, for comparison.
+        target: The device that it must run on.
     """
     checks: list[Check] = []
     facts: dict[str, Any] = {**_file_facts(directory, baseline), **_reference_facts(reference, limits), **inspection.facts}
@@ -83,7 +86,7 @@ def certify(
         facts["operators_fp32"] = dict(baseline.operators)
     outputs: Mapping[str, Array] = {}
     try:
-        runner = open_variant(directory, reference.signature)
+        runner = open_variant(directory, reference.signature, target=target)
     except Exception as error:
         checks.append(runs("loads", error))
     else:

@@ -20,6 +20,7 @@ from training.recipe import Target, Task
 
 ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.pt"
+AOTI_FILE = "model.pt2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,8 @@ class Limits:
 
 # Float32 in another order of operations: a few units in the last place per layer. A deep network gets to 1e-5.
 FP32_LIMITS = Limits(max_error=2e-5, mean_error=5e-6, row_error=1e-5, min_agreement=0.999)
+# Half precision has 11 bits: 5e-4 per operation, and another kernel for another size of batch.
+FP16_LIMITS = Limits(max_error=1e-2, mean_error=2e-3, row_error=1e-2, min_agreement=0.99)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -194,6 +194,7 @@ def export_variant(
             inspection=inspection,
             latency_p99_ms=config.latency_p99_ms,
             baseline=baseline_of(source.model, context),
+            target=context.target,
         )
     (directory / CERTIFICATE).write_text(canonical_json(measured.certificate.to_json()), encoding="utf-8")
     return measured
