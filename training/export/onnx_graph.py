@@ -80,6 +80,11 @@ def _export(model: nn.Module, context: ExportContext) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
+    # The exporter names inner values after operators and modules, and gives an output the same name without a look.
+    ends = {spec.name for spec in context.signature.outputs}
+    for value in (value for node in program.model.graph for value in node.outputs):
+        if value.name in ends and not value.is_graph_output():
+            value.name = f"{value.name}/inner"
     graph: onnx.ModelProto = program.model_proto
     _clean(graph)
     onnx.checker.check_model(graph)

@@ -33,7 +33,11 @@ class Face(nn.Module):
         self._outputs = None if outputs is None else tuple(outputs)
         self._fixed = dict(adaptation.fixed)
         self._axes = dict(adaptation.batch_axes)
-        self._normalize = dict(adaptation.normalize)
+        for name, how in adaptation.normalize.items():
+            # Buffers, as exporters know them; they are made with the class and need no place among its weights.
+            for what, values in (("mean", how.mean), ("std", how.std)):
+                self.register_buffer(f"{name}_{what}", torch.tensor(values, dtype=torch.float32), persistent=False)
+        self._scales = {name: (how.scale, how.axis) for name, how in adaptation.normalize.items()}
 
     def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor] | tuple[torch.Tensor, ...]:
         """The model's outputs, the batch first; by name where the model names them."""
@@ -44,8 +48,10 @@ class Face(nn.Module):
         return moved if isinstance(answer, Mapping) or self._outputs is not None else tuple(moved.values())
 
     def _into(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if name in self._normalize:
-            tensor = normalized(tensor, self._normalize[name])
+        if name in self._scales:
+            mean, std = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_std")
+            scale, axis = self._scales[name]
+            tensor = normalized(tensor, mean=mean, std=std, scale=scale, axis=axis)
         return _moved(tensor, 0, self._axes[name]) if name in self._axes else tensor
 
 
@@ -102,16 +108,15 @@ def adapted_component(
     )
 
 
-def normalized(tensor: torch.Tensor, how: Normalization) -> torch.Tensor:
-    """`(x * scale - mean) / std` in float32.
+def normalized(tensor: torch.Tensor, *, mean: torch.Tensor, std: torch.Tensor, scale: float, axis: int) -> torch.Tensor:
+    """`(x * scale - mean) / std` in float32, one mean and std per place along the axis, or one for all.
 
-    >>> normalized(torch.tensor([[127, 255]], dtype=torch.uint8), Normalization(mean=(127.0,), std=(128.0,)))
+    >>> normalized(torch.tensor([[127, 255]], dtype=torch.uint8), mean=torch.tensor([127.0]), std=torch.tensor([128.0]), scale=1, axis=1)
     tensor([[0., 1.]])
     """
     shape = [1] * tensor.ndim
-    shape[how.axis] = -1
-    mean, std = (torch.tensor(values, dtype=torch.float32).reshape(shape if len(values) > 1 else ()) for values in (how.mean, how.std))
-    return (tensor.to(torch.float32) * how.scale - mean) / std
+    shape[axis] = -1
+    return (tensor.to(torch.float32) * scale - mean.reshape(shape)) / std.reshape(shape)
 
 
 def _moved(tensor: torch.Tensor, source: int, destination: int) -> torch.Tensor:
