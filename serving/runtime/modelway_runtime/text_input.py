@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .messages import ModelInfo
 
 CONTENT_TYPE = "text/plain"
-# Of one request: about half a second of work.
+# Of one request: about a second of work.
 _MAX_REQUEST_CHARS = 1 << 20
 
 
