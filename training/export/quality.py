@@ -4,9 +4,9 @@ Two checks. `<quality>_drop`: the drop as it was measured is within the budget. 
 reach beyond twice the budget. The second is asked only of samples in which the budget is ten rows or more: in fewer rows every interval
 is wide, and a budget of nothing has none. So a variant that exchanges many right answers for others is refused even where they balance.
 
-    2048 rows, budget 0.01 (20 rows): 12 lost, 2 gained: drop 0.0049, interval 0.0015..0.0083: both hold
-                                      60 lost, 45 gained: drop 0.0073, interval -0.0024..0.017: both hold
-                                      160 lost, 145 gained: drop 0.0073, interval to 0.024: refused
+    2048 rows, budget 0.01 (20 rows): 12 lost, 2 gained: drop 0.0049, interval 0.0015..0.0088: both hold
+                                      60 lost, 45 gained: drop 0.0073, interval -0.0024..0.0171: both hold
+                                      160 lost, 145 gained: drop 0.0073, interval -0.0093..0.0234: refused
     360 rows, budget 0.01 (3 rows):   the measured drop decides alone
 """
 
