@@ -259,6 +259,27 @@ def test_a_frozen_batch_dimension_fails_torchscript(exporter, trained, certifica
     assert {f"batch/{size}/max_relative_error" for size in (1, 2, 7)} <= found
 
 
+def test_a_variant_that_is_wrong_at_one_batch_size_only_fails(certificate_of):
+    """Right alone, in 32 rows and in the rest of the held-out rows; a hundredth off in batches of seven."""
+
+    def off_in_sevens(graph):
+        next(node for node in graph.graph.node if "logits" in node.output).output[0] = "forward"
+        constants = {"seven": np.array([7], np.int64), "hundredth": np.array([0.01], np.float32), "one": np.array([1.0], np.float32)}
+        graph.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+        graph.graph.node.extend(
+            [
+                onnx.helper.make_node("Shape", ["forward"], ["rows"], start=0, end=1),
+                onnx.helper.make_node("Equal", ["rows", "seven"], ["is_seven"]),
+                onnx.helper.make_node("Cast", ["is_seven"], ["counted"], to=onnx.TensorProto.FLOAT),
+                onnx.helper.make_node("Mul", ["counted", "hundredth"], ["more"]),
+                onnx.helper.make_node("Add", ["more", "one"], ["factor"]),
+                onnx.helper.make_node("Mul", ["forward", "factor"], ["logits"]),
+            ]
+        )
+
+    assert failed(certificate_of(Planted(OnnxFp32(), edit_graph(off_in_sevens)))) == {"batch/7/max_relative_error"}
+
+
 def test_rows_that_change_places_fail(certificate_of):
     """Reversed answers: right values, wrong rows."""
 
@@ -376,6 +397,45 @@ def test_swapped_outputs_fail_in_every_variant(exporter, tmp_path):
         pytest.skip(f"{exporter.name}: {reason}")
     found = failed(heads.measured(OfAnother(exporter, TwoHeads(swapped=True).eval()), tmp_path / "variant").certificate)
     assert {"parity/first/max_abs_error", "parity/second/max_abs_error"} <= found
+
+
+class Wide(torch.nn.Module):
+    """A million weights in one matrix: what four bits are for."""
+
+    def __init__(self, *, flipped: bool = False, dropout: float = 0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(1024, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 8))
+        self.dropout = dropout
+        if flipped:
+            with torch.no_grad():
+                weight = self.layers[0].weight.view(-1)
+                weight[weight.abs().argmax()] *= -1
+
+    def forward(self, wide):
+        answer = self.layers(wide)
+        return torch.nn.functional.dropout(answer, self.dropout, training=True) if self.dropout else answer
+
+
+@pytest.mark.parametrize(
+    ("planted", "caught_by"),
+    [
+        ({}, set()),
+        ({"flipped": True}, {"weights/max_error_steps"}),
+        ({"dropout": 0.1}, {"rows/prediction/repeated_max_abs_error"}),
+    ],
+    ids=["sound", "flipped weight", "dropout left on"],
+)
+def test_faults_in_four_bits(planted, caught_by, tmp_path):
+    (four_bits,) = (exporter for exporter in EXPORTERS if exporter.name == "onnx-int4-weights")
+    rows = {"wide": np.random.default_rng(0).normal(size=(64, 1024)).astype(np.float32)}
+    wide = subject(Wide().eval(), rows, tmp_path / "scratch")
+    assert four_bits.unfit(wide.model, wide.context) is None
+    certificate = wide.measured(OfAnother(four_bits, Wide(**planted).eval()), tmp_path / "variant", accuracy_drop=0.1).certificate
+    if not planted:
+        assert certificate.passed, certificate.failures
+    else:
+        assert caught_by <= failed(certificate)
 
 
 class Lengths(torch.nn.Module):
