@@ -100,15 +100,16 @@ class ImageInput:
     def _fitted(self, image: Any) -> Any:
         """The image upright, in the declared colours and size."""
         turn = _TURNS.get(_orientation(image))
-        lies = turn in _SWAPPING
-        width, height = self._scaled(*(image.size[::-1] if lies else image.size))
-        image.draft(None, (_DRAFT_MARGIN * (height if lies else width), _DRAFT_MARGIN * (width if lies else height)))
-        flat = _flat(self._pillow, image, "L" if self._color == "L" else "RGB")
+        width, height = self._scaled(*(image.size[::-1] if turn in _SWAPPING else image.size))
+        as_it_lies = (height, width) if turn in _SWAPPING else (width, height)
+        image.draft(None, (_DRAFT_MARGIN * as_it_lies[0], _DRAFT_MARGIN * as_it_lies[1]))
+        # What copies the whole image comes last: 50 million pixels are 200 MB each time.
+        scaled = _plain(self._pillow, image).resize(as_it_lies, self._resampling)
         if turn is not None:
-            flat = flat.transpose(self._pillow.Transpose[turn])
-        scaled = flat.resize((width, height), self._resampling)
+            scaled = scaled.transpose(self._pillow.Transpose[turn])
         left, top = round((width - self._width) / 2), round((height - self._height) / 2)
-        return scaled.crop((left, top, left + self._width, top + self._height))
+        cut = scaled.crop((left, top, left + self._width, top + self._height))
+        return _on_white(self._pillow, cut).convert("L" if self._color == "L" else "RGB")
 
     def _scaled(self, width: int, height: int) -> tuple[int, int]:
         """Width and height to scale to, before the middle is cut out; as torchvision's Resize reckons."""
@@ -158,13 +159,17 @@ def _orientation(image: Any) -> int:
         return 1
 
 
-def _flat(pillow: Any, image: Any, mode: str) -> Any:
-    """The decoded pixels as RGB or L; what is transparent lies on white, 16 bits become the upper 8."""
+def _plain(pillow: Any, image: Any) -> Any:
+    """The decoded pixels in a mode that can be scaled: L, RGB, or with transparency LA, RGBA. 16 bits become the upper 8."""
     if image.mode.startswith("I"):
-        deep = np.asarray(image)
-        image = pillow.fromarray((deep.clip(0, 0xFFFF) >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        ground = pillow.new("RGBA", clear.size, (255, 255, 255, 255))
-        image = pillow.alpha_composite(ground, clear).convert("RGB")
-    return image if image.mode == mode else image.convert(mode)
+        return pillow.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    if image.mode not in ("RGBA", "LA") and "transparency" in image.info:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB", "LA", "RGBA") else image.convert("RGB")
+
+
+def _on_white(pillow: Any, image: Any) -> Any:
+    """The image with white behind what is transparent. Scaling weights colours by their opacity, so this may come after it."""
+    if image.mode not in ("RGBA", "LA"):
+        return image
+    return pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image.convert("RGBA"))

@@ -122,6 +122,18 @@ def test_every_kind_of_png_becomes_plain_colours(mode: str, color: Any, expected
     np.testing.assert_allclose(seen(body, "UINT8")[:, 1, 1], expected, atol=1)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("color", ["RGB", "L"])
+def test_what_is_half_transparent_is_mixed_with_white(mode: str, color: str) -> None:
+    """Held against white put behind the whole image before it is scaled."""
+    shape = (60, 80, 4 if mode == "RGBA" else 2)
+    image = Image.fromarray(np.random.default_rng(5).integers(0, 256, shape, np.uint8), mode)
+    white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    expected = np.asarray(white.resize((8, 8), Image.Resampling.BILINEAR).convert(color)).reshape(8, 8, -1).astype(int)
+    got = seen(saved(image), "UINT8", size=[8, 8], resize="exact", layout="NHWC", color=color).astype(int)
+    np.testing.assert_allclose(got, expected, atol=3)
+
+
 @pytest.mark.parametrize("transparency", [None, 0, b"\x00\x80"])
 def test_palettes(transparency: Any) -> None:
     image = Image.new("P", (40, 30), 0)
