@@ -27,6 +27,7 @@ SOURCE_TAG = "modelway.source_sha256"  # tag of a version: digest of its source'
 SOURCE_PATH_TAG = "modelway.source_path"  # tag of a version: where its run keeps its source, if not under SOURCE
 RUN_TAG = "modelway.run_id"  # tag of a version: the run that made it, once
 _PARAM_BATCH = 100  # MLflow's limit per request
+_METRIC_BATCH = 1000  # the same
 _PARAM_CHARACTERS = 6000  # MLflow's limit per value
 _RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _RETRIES = "2"
@@ -183,7 +184,8 @@ class Tracking:
         now_ms = int(time.time() * 1000)
         entries = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
         with self.translated():
-            self.client.log_batch(run_id, metrics=entries)
+            for start in range(0, len(entries), _METRIC_BATCH):
+                self.client.log_batch(run_id, metrics=entries[start : start + _METRIC_BATCH])
 
     def log_directory(self, run_id: str, directory: Path, artifact_path: str | None = None) -> None:
         """Upload the files of a directory to a run, also to one that has ended. Raises NotFound."""

@@ -163,6 +163,14 @@ def test_a_lost_answer_makes_no_second_version(store, monkeypatch):
     assert version.tags["modelway.source_sha256"] == "abc"
 
 
+def test_more_metrics_than_one_request_holds(store):
+    tracking = Tracking(store.uri, artifact_root=str(store.artifacts))
+    metrics = {f"export/variant/check/{number}": float(number) for number in range(1100)}
+    with tracking.run("metrics", tags={}) as run:
+        run.log_metrics(metrics)
+    assert store.client.get_run(run.run_id).data.metrics == metrics
+
+
 def test_a_creation_that_never_arrives_is_unavailable(store, monkeypatch):
     tracking = Tracking(store.uri, artifact_root=str(store.artifacts))
 
