@@ -78,5 +78,5 @@ $(VENV)/.installed-$(VARIANT): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-$(VARIANT)-dev: $(VENV)/.installed-$(VARIANT)
-	$(PIP_INSTALL) -e '.[$(VARIANT),dev,postgresql]'
+	$(PIP_INSTALL) -e '.[$(VARIANT),dev,examples,postgresql]'
 	@touch $@

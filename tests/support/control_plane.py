@@ -175,8 +175,9 @@ class InMemoryPlane:
 
 def answer_as_trained(model: str, engine_version: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
     """What a worker of that version answers, computed from its weights."""
-    tensor = json.loads(body)["inputs"][0]
-    rows = np.asarray(tensor["data"], dtype=np.float32).reshape(tensor["shape"])
+    length = int(headers["inference-header-content-length"])  # the probe's request: its one tensor follows the JSON
+    tensor = json.loads(body[:length])["inputs"][0]
+    rows = np.frombuffer(body[length:], dtype="<f4").reshape(tensor["shape"])
     logits = expected_logits(rows, weights_seed=int(engine_version.split("-", maxsplit=1)[0]))
     output = {"name": "logits", "datatype": "FP32", "shape": list(logits.shape), "data": logits.ravel().tolist()}
     return 200, json.dumps({"outputs": [output]}).encode()
