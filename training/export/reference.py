@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,6 +36,10 @@ class Reference:
     labelled: bool = True
     ask: Ask | None = None
     origin: str = "held-out rows"
+    _peaks: Mapping[str, float] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_peaks", {name: peak(array) for name, array in self.outputs.items()})
 
     @property
     def first(self) -> str:
@@ -49,12 +53,14 @@ class Reference:
 
     def peak(self, output: str) -> float:
         """Largest absolute finite value of an output; 0 if it has none."""
-        return peak(self.outputs[output])
+        return self._peaks[output]
 
 
 def peak(array: Array) -> float:
     """Largest absolute finite value; 0 if there is none."""
     if array.dtype.kind in "OU":  # texts are equal or not
         return 0.0
-    values = np.abs(array.astype(np.float64))
-    return float(values[np.isfinite(values)].max(initial=0.0))
+    if array.dtype.kind == "f":
+        finite = array[np.isfinite(array)]
+        return max(float(finite.max(initial=0.0)), -float(finite.min(initial=0.0)))
+    return max(float(array.max(initial=0)), -float(array.min(initial=0)))

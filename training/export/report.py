@@ -20,7 +20,7 @@ from training.data.batches import Array
 from training.evaluate import quality
 from training.export.calibration import Reliability, reliability
 from training.export.latency import LATENCY_BATCH_SIZES
-from training.export.parity import absolute_errors
+from training.export.parity import absolute_errors, row_chunks
 from training.export.reference import Reference
 from training.export.report_figures import Point, error_distributions, quality_against, reliability_diagram
 
@@ -167,7 +167,11 @@ def _relative_errors(reference: Reference, outputs: Outputs) -> dict[str, dict[s
     for name, expected in reference.outputs.items():
         scale = reference.peak(name)
         if scale > 0 and outputs:
-            errors[name] = {variant: absolute_errors(answers[name], expected) / scale for variant, answers in outputs.items()}
+            few = next(row_chunks(expected))
+            errors[name] = {
+                variant: absolute_errors(answers[name][few], expected[few][: len(answers[name])]) / scale
+                for variant, answers in outputs.items()
+            }
     return errors
 
 
@@ -177,7 +181,7 @@ def _calibration(reference: Reference, outputs: Outputs) -> dict[str, Reliabilit
         return {}
     first, target = reference.first, reference.rows.target
     answers = {_EAGER: reference.outputs[first], **{variant: given[first] for variant, given in outputs.items()}}
-    found = {name: reliability(answer, target) for name, answer in answers.items()}
+    found = {name: reliability(answer, target[: len(answer)]) for name, answer in answers.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import binom, binomtest  # type: ignore[import-untyped]
 
 from training.data.batches import Array
+from training.export.parity import row_chunks
 from training.recipe import Task
 
 CONFIDENCE = 0.95
@@ -92,21 +93,29 @@ def bootstrap(statistic: Statistic, num_rows: int) -> tuple[float, float]:
 
 
 def _change_of_r2(eager: Array, variant: Array, target: Array) -> Statistic:
-    """R2 = 1 - residual / spread, the spread about the mean of the rows drawn; see `training.evaluate.quality`."""
+    """R2 = 1 - residual / spread (see `training.evaluate.quality`), of which each row has its share.
+
+    The spread of a sample drawn again is taken about the mean of all rows instead of its own, which makes it larger by one part in n:
+    so targets may be of any size.
+    """
     num_rows = len(target)
-    values = target.astype(np.float64).reshape(num_rows, -1)
-    with np.errstate(invalid="ignore"):
-        less = _squared_errors(eager, values) - _squared_errors(variant, values)
-    squares = np.square(values).sum(axis=1)
+    mean = target.mean(axis=0, dtype=np.float64)
+    less, spread = np.empty(num_rows), np.empty(num_rows)
+    for rows in row_chunks(target):
+        values = target[rows].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            less[rows] = _squares(eager[rows], values) - _squares(variant[rows], values)
+        spread[rows] = _squares(np.broadcast_to(mean, values.shape), values)
 
     def change(weights: Array) -> Array:
-        means = weights @ values / num_rows
-        spread = weights @ squares - num_rows * np.square(means).sum(axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(weights @ less / np.where(spread > 0, spread, np.nan))
+        drawn = weights @ spread
+        with np.errstate(invalid="ignore"):
+            return np.asarray(weights @ less / np.where(drawn > 0, drawn, np.nan))
 
     return change
 
 
-def _squared_errors(output: Array, values: Array) -> Array:
-    return np.asarray(np.square(output.astype(np.float64).reshape(values.shape) - values).sum(axis=1))
+def _squares(output: Array, values: Array) -> Array:
+    """Squared distance of each row, [n]."""
+    difference = output.astype(np.float64).reshape(values.shape) - values
+    return np.asarray(np.square(difference).reshape(len(values), -1).sum(axis=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from training.export import parity
 from training.export.parity import compare, max_error, mean_error, num_not_finite, row_cosines
 
 
@@ -82,3 +83,18 @@ def test_nothing_but_zeros_and_large_integers():
     assert compare(zeros + 1, zeros).max_rel == np.inf
     assert mean_error(np.array([2**40 + 1]), np.array([2**40])) == 1.0
     assert max_error(np.array([0], np.uint8), np.array([255], np.uint8)) == 255  # not modulo 256
+
+
+@pytest.mark.parametrize("num_values", [1, 7, 30, 1000])
+def test_rows_in_parts_give_what_they_give_together(num_values, monkeypatch):
+    rng = np.random.default_rng(0)
+    expected = rng.normal(size=(11, 5)).astype(np.float32)
+    found = expected + rng.normal(size=expected.shape).astype(np.float32) * 0.1
+    together = compare(found, expected).to_json()
+    monkeypatch.setattr(parity, "_CHUNK_VALUES", num_values)
+    assert compare(found, expected).to_json() == pytest.approx(together)
+    assert [row for rows in parity.row_chunks(expected) for row in range(11)[rows]] == list(range(11))
+
+
+def test_no_rows_have_no_errors():
+    assert compare(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)).max_abs == 0
