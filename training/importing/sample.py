@@ -60,9 +60,10 @@ def read_sample(path: Path, *, labels_from: str = "target") -> Sample:
         UsageError: Not such a file, no rows, different numbers of rows, or types that no tensor has.
     """
     try:
-        with np.load(path, allow_pickle=False) as loaded:
-            if not hasattr(loaded, "files"):
-                raise UsageError(f"the sample is one array without a name ({path})", _FORM)
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise UsageError(f"the sample is one array without a name ({path})", _FORM)
+        with loaded:
             arrays = {name: np.asarray(loaded[name]) for name in loaded.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UsageError(f"cannot read the sample ({path}: {' '.join(str(error).split())})", _FORM) from error

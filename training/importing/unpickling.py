@@ -56,7 +56,7 @@ class Limits:
 def refuse_pickle(file: Path, reason: object = "") -> Refused:
     """What is raised for a file that only unpickling can read, when that was not allowed."""
     said = " ".join(str(reason).split())
-    detail = f": {said.split('.')[0][:160]}" if said else ""
+    detail = f": {said.split('. ')[0][:160]}" if said else ""
     return Refused(
         f"the file can only be read by unpickling it, which runs whatever program it holds ({file}{detail})",
         "Save it as safetensors or with torch.export, or give --allow-pickle if you know where it comes from.",

@@ -50,12 +50,17 @@ def limit(limits: dict[str, int]) -> None:
         resource.setrlimit(what, (value, value))
 
 
+def landlock_abi() -> int:
+    """Version of Landlock in this kernel; below 1 for none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_GET_ABI)))
+
+
 def write_only_below(directory: Path) -> bool:
     """Let this process write files below the directory only; False where the kernel has no Landlock."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    abi = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_GET_ABI))
-    if abi < 1:
+    if landlock_abi() < 1:
         return False
+    libc = ctypes.CDLL(None, use_errno=True)
     handled = ctypes.c_uint64(_WRITES)
     ruleset = libc.syscall(_CREATE_RULESET, ctypes.byref(handled), ctypes.c_size_t(8), ctypes.c_uint32(0))
     if ruleset < 0:
