@@ -11,7 +11,7 @@
 TorchServe takes a version only from the archive's own `MAR-INF/MANIFEST.json`, and a file cannot contain its own
 digest. So `<digest>` is the first 12 hex digits of the sha256 of `modelway-manifest.json`, which in turn has the
 digest of every other file: name, engine version and content cannot disagree. The sha256 of the whole file is
-recorded beside it, in `Archive.sha256` and in the ledger.
+recorded beside it, in `Archive.sha256` and in the ledger. A large archive is a directory of that name: `serving.archive_forms`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-from registry.bundle import CERTIFICATE, GOLDEN, SIGNATURE, TOLERANCE, Bundle, canonical_json, sha256_file
+from registry.bundle import CERTIFICATE, GOLDEN, SIGNATURE, TOLERANCE, Bundle, canonical_json
 from registry.certificate import Certificate
 from registry.errors import Corrupt, NotFound, UsageError
 from registry.names import ModelVersion, check_variant
 from registry.signature import Signature
 from serving import stored_zip
+from serving.archive_forms import archive_sha256, list_files, put_in_place, remove_archive, write_directory
 from serving.golden import Golden
 from serving.runtime.modelway_runtime.files import DIGEST_CHARS, MANIFEST, MAR_MANIFEST
 from serving.runtime.modelway_runtime.gpu import CPU, CUDA, TENSORRT
@@ -39,6 +40,7 @@ from serving.stored_zip import Entry, Source
 _RUNTIME = Path(__file__).parent / "runtime"
 _MODEL_FILES: Mapping[str, str] = {"model.onnx": "onnxruntime", "model.pt": "torchscript", "model.pt2": "aoti"}
 _MAX_SMALL_BYTES = 1 << 30
+DIRECTORY_ABOVE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +83,7 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """An archive file. `engine_version` is what an engine calls it: `<version>-<variant>-<digest>`."""
+    """An archive on the disk. `engine_version` is what an engine calls it: `<version>-<variant>-<digest>`."""
 
     name: str
     path: Path
@@ -109,18 +111,30 @@ def archive_name(model: str, engine_version: str) -> str:
     return f"{model}-{engine_version}.mar"
 
 
-def build_archive(bundle: Bundle, variant: str, model_version: ModelVersion, into: Path, options: RuntimeOptions | None = None) -> Archive:
+def build_archive(
+    bundle: Bundle,
+    variant: str,
+    model_version: ModelVersion,
+    into: Path,
+    options: RuntimeOptions | None = None,
+    *,
+    directory_above_bytes: int = DIRECTORY_ABOVE_BYTES,
+) -> Archive:
     """Write the archive of one variant into the directory `into`; equal input gives an equal file.
 
     An archive of that name that is there already is kept if it is intact, and replaced if not.
 
+    Args:
+        directory_above_bytes: An archive with more in it is a directory, see `serving.archive_forms`.
+
     Raises:
         NotFound: If the bundle has no such variant, or the variant no model file that a runtime can run.
-        UsageError: If a file's name cannot be in an archive, or the archive would be larger than 4 GiB.
+        UsageError: If a file's name cannot be in an archive, or a zip would be larger than 4 GiB.
         Corrupt: If the bundle is not of this version, or what was written cannot be read back.
     """
     options = options or RuntimeOptions()
     sources = _sources(bundle, check_variant(variant), model_version)
+    measured = {name: _measure(source) for name, source in sources.items()}
     backend = _MODEL_FILES[next(name for name in _MODEL_FILES if f"model/{name}" in sources)]
     manifest = canonical_json(
         {
@@ -129,7 +143,7 @@ def build_archive(bundle: Bundle, variant: str, model_version: ModelVersion, int
             "variant": variant,
             "backend": backend,
             "options": asdict(options),
-            "files": {name: _measure(source) for name, source in sources.items()},
+            "files": measured,
         }
     ).encode()
     engine_version = _engine_version(json.loads(manifest), manifest)
@@ -141,11 +155,11 @@ def build_archive(bundle: Bundle, variant: str, model_version: ModelVersion, int
         return Archive(name, path, open_archive(path).sha256, engine_version)
     partial = into / f".{name}.{os.getpid()}.partial"
     try:
-        _write(partial, sources)
+        _write(partial, sources, directory=sum(item["bytes"] for item in measured.values()) > directory_above_bytes)
         sha256 = _open(partial, name).sha256  # what is on the disk, not what was meant to be
-        partial.replace(path)
+        put_in_place(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        remove_archive(partial)
     _sync_directory(into)
     return Archive(name, path, sha256, engine_version)
 
@@ -154,8 +168,8 @@ def open_archive(path: Path, expected_sha256: str | None = None) -> ArchiveConte
     """Verify every byte of an archive and return what it contains.
 
     Raises:
-        NotFound: There is no such file.
-        Corrupt: The file is a link, is not exactly what `build_archive` would write for its contents (a flipped bit,
+        NotFound: There is no such archive.
+        Corrupt: It is a link, is not exactly what `build_archive` would write for its contents (a flipped bit,
             a truncated, extra, missing, renamed or repeated entry, a link), is not named by its digest, or is not
             the one that `expected_sha256` says.
     """
@@ -163,29 +177,54 @@ def open_archive(path: Path, expected_sha256: str | None = None) -> ArchiveConte
 
 
 def _open(path: Path, name: str, expected_sha256: str | None = None) -> ArchiveContents:
-    if path.is_symlink():
-        raise Corrupt(f"an archive must be a plain file ({path} is a link)")
-    if not path.is_file():
-        raise NotFound(f"no such archive ({path})")
-    sha256 = sha256_file(path)
+    sha256 = archive_sha256(path)
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise Corrupt(f"wrong digest of {path} ({sha256}, expected {expected_sha256})", "Build the archive again.")
     try:
+        if path.is_dir():
+            return _read(_Directory(path), name, sha256)
         with path.open("rb") as file:
-            return _read(file, name, sha256)
+            return _read(_Zip(file), name, sha256)
     except Corrupt:
         raise
     except Exception as error:  # whatever a broken file makes a parser raise
         raise Corrupt(f"not a readable archive ({path}: {error})", "Build the archive again.") from error
 
 
-def _read(file: BinaryIO, name: str, sha256: str) -> ArchiveContents:
-    entries = {entry.name: entry for entry in stored_zip.read_entries(file)}
+class _Files(Protocol):
+    """The files of an archive, in either form."""
 
+    sizes: Mapping[str, int]
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The content of one file, in pieces."""
+
+
+class _Zip:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._entries = {entry.name: entry for entry in stored_zip.read_entries(file)}
+        self.sizes: Mapping[str, int] = {name: entry.num_bytes for name, entry in self._entries.items()}
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        return stored_zip.iter_content(self._file, self._entries[name])
+
+
+class _Directory:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.sizes: Mapping[str, int] = {name: int(entry["bytes"]) for name, entry in list_files(root).items()}
+        stored_zip.check_names(sorted(self.sizes))
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        return stored_zip.chunks(self._root / name)
+
+
+def _read(files: _Files, name: str, sha256: str) -> ArchiveContents:
     def content(entry_name: str) -> bytes:
-        if entry_name not in entries or entries[entry_name].num_bytes > _MAX_SMALL_BYTES:
+        if files.sizes.get(entry_name, _MAX_SMALL_BYTES + 1) > _MAX_SMALL_BYTES:
             raise Corrupt(f"missing or oversized file in the archive ({entry_name})")
-        return stored_zip.read_content(file, entries[entry_name])
+        return b"".join(files.chunks(entry_name))
 
     raw_manifest = content(MANIFEST)
     manifest: dict[str, Any] = json.loads(raw_manifest)
@@ -198,11 +237,11 @@ def _read(file: BinaryIO, name: str, sha256: str) -> ArchiveContents:
     if content(MAR_MANIFEST) != _mar_manifest(model_version.model, engine_version):
         raise Corrupt(f"not what the archive's content says ({MAR_MANIFEST})")
     listed: Mapping[str, Mapping[str, Any]] = manifest["files"]
-    found = set(entries) - {MANIFEST, MAR_MANIFEST}
+    found = set(files.sizes) - {MANIFEST, MAR_MANIFEST}
     for entry_name in sorted(found ^ set(listed)):
         raise Corrupt(f"{'unexpected' if entry_name in found else 'missing'} file in the archive ({entry_name})")
     for entry_name in sorted(found):
-        if _digest(stored_zip.iter_content(file, entries[entry_name])) != dict(listed[entry_name]):
+        if _digest(files.chunks(entry_name)) != dict(listed[entry_name]):
             raise Corrupt(f"wrong digest of a file in the archive ({entry_name})")
     signature = Signature.from_json(json.loads(content(SIGNATURE)))
     return ArchiveContents(
@@ -280,16 +319,23 @@ def _digest(content: Iterator[bytes]) -> dict[str, Any]:
     return {"bytes": num_bytes, "sha256": digest.hexdigest()}
 
 
-def _write(path: Path, sources: Mapping[str, Source]) -> None:
+def _write(path: Path, sources: Mapping[str, Source], *, directory: bool) -> None:
+    try:
+        if directory:
+            write_directory(path, sources)
+        else:
+            _write_zip(path, sources)
+    except ValueError as error:
+        raise UsageError(f"these files cannot be an archive ({error})", "Export the version in another form.") from error
+
+
+def _write_zip(path: Path, sources: Mapping[str, Source]) -> None:
     contents: list[tuple[Entry, Iterator[bytes]]] = [
         (stored_zip.describe(name, source), stored_zip.chunks(source)) for name, source in sorted(sources.items())
     ]
     with path.open("wb") as file:
-        try:
-            for chunk in stored_zip.stream(contents):
-                file.write(chunk)
-        except ValueError as error:
-            raise UsageError(f"these files cannot be an archive ({error})", "Export the version in another form.") from error
+        for chunk in stored_zip.stream(contents):
+            file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
 

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from registry.bundle import Bundle, sha256_file
+from registry.bundle import Bundle
 from registry.certificate import Certificate
 from registry.errors import Corrupt, NotFound, Refused
 from registry.gates import choose_variant
@@ -16,7 +16,8 @@ from registry.ports import ModelRegistry
 from registry.release import ReleaseDraft
 from registry.signature import Signature
 from registry.tuning import read_tuning
-from serving.archive import Archive, RuntimeOptions, build_archive
+from serving.archive import DIRECTORY_ABOVE_BYTES, Archive, RuntimeOptions, build_archive
+from serving.archive_forms import has_digest, remove_archive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +36,13 @@ class BuiltArchive:
 class ArchiveCache:
     """Builds archives from bundles and keeps them. Building is reproducible, so a lost archive can be built again."""
 
-    def __init__(self, directory: Path, registry: ModelRegistry, options: RuntimeOptions) -> None:
+    def __init__(
+        self, directory: Path, registry: ModelRegistry, options: RuntimeOptions, *, directory_above_bytes: int = DIRECTORY_ABOVE_BYTES
+    ) -> None:
         self._directory = directory
         self._registry = registry
         self._options = options
+        self._directory_above_bytes = directory_above_bytes
 
     def build(self, version: ModelVersion, variant: str | None, options: RuntimeOptions | None = None) -> BuiltArchive:
         """Fetch the version's bundle, choose the variant (None: the fastest that passes) and build its archive.
@@ -61,7 +65,7 @@ class ArchiveCache:
             chosen = choose_variant({name: bundle.certificate(name) for name in bundle.variants()}, variant)
             options = options or self._tuned_options(version, chosen, bundle.sha256)
             return BuiltArchive(
-                archive=build_archive(bundle, chosen, version, self._directory, options),
+                archive=build_archive(bundle, chosen, version, self._directory, options, directory_above_bytes=self._directory_above_bytes),
                 variant=chosen,
                 bundle_sha256=bundle.sha256,
                 certificate=bundle.certificate(chosen),
@@ -85,9 +89,9 @@ class ArchiveCache:
             NotFound, Unavailable: It is gone, and the registry does not have the version, or does not answer.
         """
         path = self._directory / release.archive
-        if path.is_file() and sha256_file(path) == release.archive_sha256:
+        if has_digest(path, release.archive_sha256):
             return path
-        path.unlink(missing_ok=True)
+        remove_archive(path)
         try:
             options = RuntimeOptions(**release.options) if release.options is not None else self._options
             rebuilt = self.build(release.model_version, release.variant, options).archive

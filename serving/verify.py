@@ -8,10 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from registry.bundle import sha256_file
 from registry.errors import Corrupt, ModelwayError
 from registry.ports import Ledger
 from registry.release import ChannelState, LedgerState, ReleaseRecord
+from serving.archive_forms import has_digest
 from serving.plan import Observed, PlanPolicy, wanted_table
 from serving.ports import LoadState
 
@@ -44,10 +44,10 @@ def verify_archives(desired: LedgerState, directory: Path) -> Iterator[Finding]:
         release = record.release
         path = directory / release.archive
         check = f"archive of {release.model_version} ({channel.channel})"
-        if not path.is_file():
+        if not path.exists():
             yield Finding(check=check, ok=False, detail=f"{release.archive} is missing; it is built again when a node needs it")
         else:
-            same = sha256_file(path) == release.archive_sha256
+            same = has_digest(path, release.archive_sha256)
             yield Finding(check=check, ok=same, detail=f"{release.archive} {'has' if same else 'has not'} the digest of the ledger")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from registry.bundle import write_durably
 from registry.errors import Unavailable, UsageError
+from serving.archive_forms import remove_archive
 from serving.process import ProcessSpec
 from serving.runtime.modelway_runtime import sockets, status
 from serving.runtime.modelway_runtime.listener import LIMITS_VARIABLE
@@ -50,7 +51,7 @@ def prepare(config: TorchServeConfig) -> None:
         for private in (config.directory, config.socket_dir, config.worker_socket_dir, config.work_dir):
             private.chmod(0o700)
         for partial in config.model_store.glob(".*.partial"):
-            partial.unlink()
+            remove_archive(partial)
         config.java_tmp.symlink_to(config.tmp_dir)
         write_durably(config.properties_file, render_properties(config, config.grpc_ports or _free_ports()).encode())
         write_durably(config.log4j_file, render_log4j(config).encode())

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
-from registry.bundle import sha256_file
 from registry.errors import Corrupt, ModelwayError, NotFound, TimedOut, Unavailable
 from serving import unix_http
+from serving.archive_forms import archive_sha256, copy_archive, has_digest, put_in_place, remove_archive
 from serving.ports import NodeState
 from serving.torchserve.config import TorchServeConfig
 from serving.torchserve.states import WorkerReport, loaded_archive
@@ -86,28 +86,26 @@ class TorchServeNode:
     def store(self, archive: Path, sha256: str) -> None:
         """See `ServingEngine`."""
         target = self._config.model_store / archive.name
-        if target.is_file() and not target.is_symlink() and sha256_file(target) == sha256:
+        if has_digest(target, sha256):
             return
         partial = target.with_name(f".{archive.name}.{os.getpid()}.partial")
         try:
-            with archive.open("rb") as source, partial.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
-                copy.flush()
-                os.fsync(copy.fileno())
-            found = sha256_file(partial)
+            remove_archive(partial)
+            copy_archive(archive, partial)
+            found = archive_sha256(partial)
             if found != sha256:
                 raise Corrupt(f"wrong digest of {archive} ({found}, expected {sha256})", "Build the archive again.")
-            partial.replace(target)
+            put_in_place(partial, target)
         except FileNotFoundError as error:
             raise NotFound(f"cannot store an archive on node {self.name} ({error})") from error
         except OSError as error:
             raise Unavailable(f"cannot store {archive.name} on node {self.name} ({error})") from error
         finally:
-            partial.unlink(missing_ok=True)
+            remove_archive(partial)
 
     def register(self, archive_name: str) -> None:
         """See `ServingEngine`. Raises NotFound if the archive is not in the store."""
-        if "/" in archive_name or not (self._config.model_store / archive_name).is_file():
+        if "/" in archive_name or not (self._config.model_store / archive_name).exists():
             raise NotFound(f"no such archive in the store of node {self.name} ({archive_name})", "Store it first.")
         # TorchServe refuses a second registration, but only after unpacking the archive, which it then leaves behind.
         if any(d["modelUrl"] == archive_name for model in self._model_names() for d in self._describe(model)):
@@ -145,7 +143,7 @@ class TorchServeNode:
                 response = self._manage("DELETE", _path(model, engine_version))
         if response.status != 404:
             self._expect_success(response, f"unregister {model} {engine_version}")
-        (self._config.model_store / f"{model}-{engine_version}.mar").unlink(missing_ok=True)
+        remove_archive(self._config.model_store / f"{model}-{engine_version}.mar")
         shutil.rmtree(self._config.status_dir / model / engine_version, ignore_errors=True)
         self._workers.remove(model, engine_version)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from registry.errors import Unavailable, UsageError
 from registry.tuning import WorkerLayout
 from serving.archive import ArchiveContents, open_archive
+from serving.archive_forms import unpack_archive
 from serving.golden import PROBE_HEADERS
 from serving.tuning.load import Load, run_load
 from serving.tuning.search import Goal, Measured, choose, grid, rounds, second_chance, survivors
@@ -70,8 +70,7 @@ def tune(archive: Path, options: TuneOptions, progress: Callable[[str], None]) -
     contents = open_archive(archive)
     with tempfile.TemporaryDirectory(prefix="modelway-tune-") as scratch:
         root = Path(scratch) / "archive"
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(root)
+        unpack_archive(archive, root)
         layouts = grid(options.num_cores, max_workers=options.max_workers, max_batch=contents.options.max_rows)
         started = time.monotonic()
         first = _measure(root, contents, options, layouts[0], seconds=0.2)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from registry.bundle import sha256_file
 from registry.errors import Corrupt, NotFound, Unavailable
+from serving.archive_forms import archive_sha256
 from serving.ports import LoadedArchive, LoadState, NodeState
 from serving.runtime.modelway_runtime import worker
 from serving.runtime.modelway_runtime.core import Core
@@ -82,7 +82,7 @@ class FakeEngine:
     def store(self, archive: Path, sha256: str) -> None:
         self._must_be_up()
         self.calls.append(("store", archive.name))
-        found = sha256_file(archive)
+        found = archive_sha256(archive)
         if found != sha256:
             raise Corrupt(f"wrong digest of {archive} ({found}, expected {sha256})")
         if self.store_dir is not None:
