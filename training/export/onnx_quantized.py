@@ -97,9 +97,14 @@ def constant_products(graph: onnx.ModelProto) -> tuple[onnx.NodeProto, ...]:
     return tuple(node for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] in constants)
 
 
+def least_quantized(num_possible: int) -> int:
+    """How many of the nodes that can be quantized must be: half, and one at least."""
+    return max(1, round(MIN_QUANTIZED_SHARE * num_possible))
+
+
 def quantized_nodes_check(num_quantized: int, num_possible: int, kinds: str) -> Check:
     """At least half of the nodes that can be quantized must be, and one at least."""
-    least = max(1, round(MIN_QUANTIZED_SHARE * num_possible))
+    least = least_quantized(num_possible)
     return Check(
         name="quantized_nodes",
         passed=num_quantized >= least,
@@ -110,16 +115,17 @@ def quantized_nodes_check(num_quantized: int, num_possible: int, kinds: str) -> 
     )
 
 
-def weights_check(graph: onnx.ModelProto, original: onnx.ModelProto) -> Check:
-    """Every weight must be the float32 weight, rounded."""
+def weights_check(
+    graph: onnx.ModelProto,
+    original: onnx.ModelProto,
+    *,
+    name: str = "weights/max_error_steps",
+    limit: float = MAX_WEIGHT_STEPS,
+    detail: str = "difference to the float32 weights, in quantization steps",
+) -> Check:
+    """Every weight must be the original's, rounded."""
     steps = weight_error_steps(graph, original)
-    return Check(
-        name="weights/max_error_steps",
-        passed=steps <= MAX_WEIGHT_STEPS,
-        value=steps,
-        limit=MAX_WEIGHT_STEPS,
-        detail="difference to the float32 weights, in quantization steps",
-    )
+    return Check(name=name, passed=steps <= limit, value=steps, limit=limit, detail=detail)
 
 
 def weight_error_steps(graph: onnx.ModelProto, original: onnx.ModelProto) -> float:
