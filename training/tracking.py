@@ -32,6 +32,7 @@ _PARAM_CHARACTERS = 6000  # MLflow's limit per value
 _RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _RETRIES = "2"
 _PROGRESS_BAR_VARIABLE = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+_PRINTING_VARIABLE = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 _CREATE_ATTEMPTS = 3
 
 
@@ -110,7 +111,8 @@ class Tracking:
             status = "KILLED"
             raise
         finally:
-            with self.translated():
+            # With a server MLflow prints the run's address on standard output, which is for the command's result.
+            with self.translated(), _setting(_PRINTING_VARIABLE, "true"):
                 self.client.set_terminated(run_id, status)
 
     def register(

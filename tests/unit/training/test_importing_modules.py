@@ -143,7 +143,7 @@ def test_weights_without_a_class_and_a_class_with_a_whole_model_are_refused(tmp_
     torch.save(cell.state_dict(), tmp_path / "w.pt")
     safetensors.torch.save_model(cell, str(tmp_path / "w.safetensors"))
     for file in (tmp_path / "w.pt", tmp_path / "w.safetensors"):
-        with pytest.raises(UsageError, match="--class-path|class that they belong to"):
+        with pytest.raises(UsageError, match=r"--class-path|class that they belong to"):
             _import(tmp_path, _request(tmp_path, file, {"x": X}))
         (tmp_path / "source").rmdir()
     (tmp_path / "m.onnx").touch()

@@ -55,7 +55,7 @@ def test_words_that_mean_nothing_are_refused(parse, text, words):
 
 @pytest.mark.parametrize("text", ["[1]", "3", "{1: 2}", "{"])
 def test_arguments_of_a_class_are_a_mapping(text):
-    with pytest.raises(UsageError, match="mapping|YAML"):
+    with pytest.raises(UsageError, match=r"mapping|YAML"):
         parse_init_args(text)
 
 
