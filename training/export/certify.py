@@ -20,8 +20,9 @@ from training.data.batches import Array
 from training.environment import package_versions
 from training.export.baseline import Baseline
 from training.export.checks import runs
-from training.export.exporter import Inspection, Limits
+from training.export.exporter import ONNX_FILE, Inspection, Limits
 from training.export.latency import latency_check, measure_latency
+from training.export.layers import layer_errors
 from training.export.lengths import length_checks
 from training.export.parity import max_error
 from training.export.placement import SaysWhereNodesRun, placement_check, placement_facts
@@ -97,6 +98,8 @@ def certify(
         )
         checks += measured_checks
         facts |= measured_facts
+    if "quantized_nodes" in inspection.facts and baseline is not None and baseline.graph is not None:
+        facts |= _layer_facts(directory / ONNX_FILE, baseline.graph, reference)
     checks += inspection.checks
     tolerance = _tolerance(reference, limits, outputs)
     facts["tolerance"] = {name: dict(values) for name, values in tolerance.items()}
@@ -143,6 +146,15 @@ def _where_it_runs(runner: VariantRunner) -> tuple[list[Check], dict[str, Any]]:
     if nodes is None:
         return checks, {**facts, "placement": "not told by the runtime"}
     return [*checks, placement_check(nodes, runner.wanted_provider)], {**facts, **placement_facts(nodes, runner.wanted_provider)}
+
+
+def _layer_facts(variant: Path, original: Path, reference: Reference) -> dict[str, Any]:
+    if not variant.is_file():
+        return {}
+    try:
+        return {"layer_errors": layer_errors(variant, original, reference.rows.inputs)}
+    except Exception as error:  # not every operator's output can be one of the graph's
+        return {"layer_errors": {}, "layer_errors_refused": runs("layers", error).detail}
 
 
 def _tolerance(reference: Reference, limits: Limits, outputs: Mapping[str, Array]) -> Tolerance:

@@ -22,7 +22,7 @@ from training.export.calibration import Reliability, reliability
 from training.export.latency import LATENCY_BATCH_SIZES
 from training.export.parity import absolute_errors, row_chunks
 from training.export.reference import Reference
-from training.export.report_figures import Point, error_distributions, quality_against, reliability_diagram
+from training.export.report_figures import Point, error_distributions, layer_errors, quality_against, reliability_diagram
 
 REPORT = "report.html"
 _TEMPLATE = "report.html"
@@ -133,6 +133,9 @@ def _figures(
     errors = _relative_errors(reference, outputs)
     if errors:
         figures.append(("error by output", error_distributions(errors)))
+    layers = {variant: found for variant, certificate in certificates.items() if (found := _layers(certificate))}
+    if layers:
+        figures.append(("error by layer", layer_errors(layers)))
     if calibration:
         figures.append(("calibration", reliability_diagram(calibration)))
     return figures
@@ -173,6 +176,11 @@ def _relative_errors(reference: Reference, outputs: Outputs) -> dict[str, dict[s
                 for variant, answers in outputs.items()
             }
     return errors
+
+
+def _layers(certificate: Certificate) -> dict[str, float]:
+    measured: Mapping[str, float | None] = certificate.facts.get("layer_errors", {})
+    return {layer: error for layer, error in measured.items() if error is not None}
 
 
 def _calibration(reference: Reference, outputs: Outputs) -> dict[str, Reliability]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -26,6 +27,8 @@ _IDS = re.compile(r"""(\bid="|href="\#|url\(\#)""")
 _NAMESPACES = re.compile(r''' xmlns(?::\w+)?="[^"]*"''')
 _MARKERS = "osD^vP*Xp"
 _WIDE = 100  # an axis of more than two decades has room for their powers only
+_MAX_NAMED_LAYERS = 16
+_NAME_CHARACTERS = 20
 _MAX_OUTPUTS = 6
 _NUM_QUANTILES = 400
 _SMALLEST_ERROR = 1e-9  # an error of nothing has no place on a logarithmic axis
@@ -98,6 +101,34 @@ def error_distributions(errors: Mapping[str, Mapping[str, Array]]) -> str:
         return _svg(figure)
 
 
+def layer_errors(by_variant: Mapping[str, Mapping[str, float]]) -> str:
+    """Error of each layer of quantized variants, in the order of the float32 graph.
+
+    Args:
+        by_variant: Variant -> layer -> mean error as a fraction of the layer's largest value.
+    """
+    layers = list(dict.fromkeys(layer for errors in by_variant.values() for layer in errors))
+    with _figure(7.2, 3.6) as figure:
+        axes = figure.add_subplot()
+        for index, (variant, errors) in enumerate(by_variant.items()):
+            places = [layers.index(layer) for layer in errors]
+            shown = [max(error, _SMALLEST_ERROR) for error in errors.values()]
+            axes.plot(places, shown, marker=_MARKERS[index % len(_MARKERS)], markersize=4, label=variant)
+        axes.set_yscale("log")
+        _plain(axes.yaxis)
+        named = len(layers) <= _MAX_NAMED_LAYERS
+        axes.set(xlabel="layer", ylabel="mean error / largest value of the layer")
+        if named:
+            axes.set_xticks(range(len(layers)), [_end_of(layer) for layer in layers], rotation=45, ha="right")
+        axes.legend(loc="best")
+        return _svg(figure)
+
+
+def _end_of(name: str) -> str:
+    """What tells layers apart is at the end of their names."""
+    return name if len(name) <= _NAME_CHARACTERS else f"...{name[-_NAME_CHARACTERS:]}"
+
+
 def reliability_diagram(by_name: Mapping[str, Reliability]) -> str:
     """Accuracy over confidence; the diagonal is a model that means what it says."""
     with _figure(5.6, 4.2) as figure:
@@ -122,8 +153,12 @@ def _logarithmic(axes: Axes) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _WIDE * low else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # Matplotlib's own writes formulas
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _plain(axes.xaxis)
+
+
+def _plain(axis: Axis) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # Matplotlib's own writes formulas
+    axis.set_minor_formatter(NullFormatter())
 
 
 @contextmanager

@@ -72,6 +72,8 @@ def test_operators_are_counted_before_and_after(certificate_of):
     assert facts["operators"]["QuantizeLinear"] > 0
     assert facts["placement"]["CPUExecutionProvider"]["QuantizeLinear"] > 0
     assert facts["size_ratio"] < 0.5
+    assert list(facts["layer_errors"]) == ["relu", "relu_1", "relu_2", "logits"]
+    assert all(0 < error < int8.limits.mean_error for error in facts["layer_errors"].values())
 
 
 def test_torchscript_says_where_its_operators_run(certificate_of):

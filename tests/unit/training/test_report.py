@@ -169,6 +169,7 @@ def test_hostile_names_are_text(measured, tmp_path):
         },
         "operators": {HOSTILE: 1},
         "libraries": {HOSTILE: HOSTILE},
+        "layer_errors": {HOSTILE: 0.01, "other": None},
     }
     check = Check(name=HOSTILE, passed=False, value=float("nan"), limit=1, detail=HOSTILE)
     certificate = Certificate(version=VERSION, source_sha256=HOSTILE, variant=HOSTILE, checks=(check,), facts=facts)
@@ -176,7 +177,7 @@ def test_hostile_names_are_text(measured, tmp_path):
         tmp_path / "r.html", {}, hostile, certificates={HOSTILE: certificate}, chosen=HOSTILE, outputs={HOSTILE: {HOSTILE: logits + 0.1}}
     )
     assert_loads_nothing(page, text)
-    assert page.count("svg") == 4
+    assert page.count("svg") == 5  # and the errors of its layers
     assert sum(HOSTILE in text for text in page.texts) > 10
     assert any(HOSTILE in text for tag, text in _svg_texts(text))
 
