@@ -21,6 +21,8 @@ from training.recipe import Target, Task
 ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.pt"
 AOTI_FILE = "model.pt2"
+# More bytes of weights than this lie in a file beside the graph; a protobuf message ends at 2 GiB.
+EXTERNAL_DATA_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,7 @@ class ExportContext:
         accuracy_drop: How much quality a variant may lose, as a fraction; what a search for sensitive nodes aims at.
         target: The device that the variant is for.
         scratch: Directory for intermediate files, shared by the exporters of one model.
+        external_data_bytes: More bytes of weights than this lie in a file beside their ONNX graph.
         given_graph: The float32 ONNX file that the version was imported as; None for one that is made from the module.
     """
 
@@ -70,6 +73,7 @@ class ExportContext:
     accuracy_drop: float = 0.01
     target: Target = "cpu"
     given_graph: Path | None = None
+    external_data_bytes: int = EXTERNAL_DATA_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,7 @@ class OnnxFp16:
             half = convert_float_to_float16(
                 graph, min_positive_val=_SMALLEST, max_finite_val=_LARGEST, keep_io_types=True, disable_shape_infer=True
             )
-        save_graph(half, into / ONNX_FILE)
+        save_graph(half, into / ONNX_FILE, external_data_bytes=context.external_data_bytes)
 
     def inspect(self, directory: Path, model: nn.Module, context: ExportContext) -> Inspection:
         """Float16 weights that are the float32 graph's, rounded; at least one, or nothing was converted."""

@@ -16,12 +16,11 @@ import torch
 from torch import nn
 
 from registry.signature import TensorSpec
-from training.export.exporter import ONNX_FILE, ExportContext
+from training.export.exporter import EXTERNAL_DATA_BYTES, ONNX_FILE, ExportContext
 from training.interface import Inference, evaluating
 
 BATCH = "batch"
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-_EXTERNAL_DATA_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB
 
 
 def fp32_graph(model: nn.Module, context: ExportContext) -> Path:
@@ -37,15 +36,15 @@ def fp32_graph(model: nn.Module, context: ExportContext) -> Path:
         for file in context.given_graph.parent.glob(f"{context.given_graph.name}*"):
             shutil.copyfile(file, path.parent / file.name)
     elif isinstance(model, torch.jit.ScriptModule):
-        save_graph(_export_script(model, context), path)
+        save_graph(_export_script(model, context), path, external_data_bytes=context.external_data_bytes)
     else:
-        save_graph(_export(model, context), path)
+        _export(model, context, path)
     return path
 
 
-def save_graph(graph: onnx.ModelProto, path: Path) -> None:
+def save_graph(graph: onnx.ModelProto, path: Path, *, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
     """Write a graph; its weights into `<name>.data` beside it if they are too large for one file."""
-    large = graph.ByteSize() > _EXTERNAL_DATA_BYTES
+    large = graph.ByteSize() > external_data_bytes
     onnx.save(graph, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
 
 
@@ -67,7 +66,8 @@ def float_makers(path: Path) -> frozenset[str]:
     return frozenset(node.name for node in graph.node if node.name and any(kinds.get(name) in _FLOATS for name in node.output))
 
 
-def _export(model: nn.Module, context: ExportContext) -> onnx.ModelProto:
+def _export(model: nn.Module, context: ExportContext, path: Path) -> None:
+    """Write the graph. Large weights go from the module's memory to their file, and are in no second place in between."""
     shapes = tuple(dict.fromkeys(free_dimensions(spec), torch.export.Dim.DYNAMIC) for spec in context.signature.inputs)
     with evaluating(model), _exporter_quiet():
         program = torch.onnx.export(
@@ -85,10 +85,23 @@ def _export(model: nn.Module, context: ExportContext) -> onnx.ModelProto:
     for value in (value for node in program.model.graph for value in node.outputs):
         if value.name in ends and not value.is_graph_output():
             value.name = f"{value.name}/inner"
-    graph: onnx.ModelProto = program.model_proto
+    large = _weights_bytes(model) > context.external_data_bytes
+    if large:
+        program.save(path, external_data=True)  # `model.onnx.data`, which the graph names
+        del program
+        graph = onnx.load(path, load_external_data=False)
+    else:
+        graph = program.model_proto
     _clean(graph)
-    onnx.checker.check_model(graph)
-    return graph
+    if not large:
+        onnx.checker.check_model(graph)
+    onnx.save(graph, path)
+    if large:
+        onnx.checker.check_model(path)  # looks for the weights beside the file
+
+
+def _weights_bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _export_script(model: torch.jit.ScriptModule, context: ExportContext) -> onnx.ModelProto:
