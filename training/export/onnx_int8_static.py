@@ -66,7 +66,7 @@ class OnnxInt8Static:
 
     def export(self, model: nn.Module, context: ExportContext, into: Path) -> None:
         """Search, and write `model.onnx`."""
-        work = _Workshop(model=model, context=context)
+        work = Workshop(model=model, context=context)
         heavy = [node.name for node in onnx.load(work.prepared, load_external_data=False).graph.node if node.op_type in HEAVY]
         choice = search(
             tuple(METHODS),
@@ -83,7 +83,7 @@ class OnnxInt8Static:
 
     def inspect(self, directory: Path, model: nn.Module, context: ExportContext) -> Inspection:
         """Checks that the graph is quantized, that its weights are those of the model, rounded, and that its ranges fit data."""
-        work = _Workshop(model=model, context=context)
+        work = Workshop(model=model, context=context)
         graph, prepared = onnx.load(directory / ONNX_FILE), onnx.load(work.prepared)
         notes = notes_of(graph)
         excluded = tuple(str(name) for name in json.loads(notes.get("excluded_nodes", "[]")))
@@ -113,7 +113,7 @@ class OnnxInt8Static:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Workshop:
+class Workshop:
     """One model's candidates. What they share is made once, in the context's scratch directory or in memory."""
 
     model: nn.Module
@@ -121,19 +121,23 @@ class _Workshop:
 
     @cached_property
     def prepared(self) -> Path:
+        """The float32 graph."""
         return prepared_graph(self.model, self.context)
 
     @cached_property
     def rows(self) -> tuple[Rows, Rows]:
+        """Rows to calibrate on, and rows to judge on."""
         return split(self.context.calibration)
 
     @cached_property
     def statistics(self) -> Statistics:
+        """What flows through the float32 graph on the calibration rows."""
         with advice_hidden():
             return measure_statistics(self.prepared, self.rows[0], self._directory("statistics"))
 
     @cached_property
     def expected(self) -> Sequence[Array]:
+        """The float32 graph's answers to the judging rows."""
         return answers(self.prepared, self.rows[1].inputs)
 
     def rounded(self, excluded: tuple[str, ...]) -> Path:
@@ -144,10 +148,18 @@ class _Workshop:
             rounded_graph(self.prepared, self.statistics.moments, path, leave=excluded)
         return path
 
-    def quantize(self, method: Method, excluded: tuple[str, ...], path: Path, *, only: str | None = None) -> None:
+    def quantize(
+        self, method: Method, excluded: tuple[str, ...], path: Path, *, only: str | None = None, source: Path | None = None
+    ) -> None:
+        """Write a candidate.
+
+        Args:
+            only: The one node to quantize; None for all that are not excluded.
+            source: A float32 graph to quantize in place of the one with rounded weights.
+        """
         with advice_hidden():
             quantize_static(
-                self.rounded(excluded),
+                source or self.rounded(excluded),
                 path,
                 None,
                 calibration_cache_path=self.statistics.ranges[method],
