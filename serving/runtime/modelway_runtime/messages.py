@@ -123,7 +123,6 @@ def complete(model: ModelInfo, arrays: Mapping[str, Array]) -> tuple[Array, ...]
     Raises RequestError unless they are all of them, with equally many, acceptable rows.
     """
     if model.texts is not None and model.texts.name in arrays:
-        check_rows(model, arrays[model.texts.name].shape[0])
         arrays = model.texts.replaced(arrays)
     missing = [spec.name for spec in model.inputs if spec.name not in arrays]
     if missing:

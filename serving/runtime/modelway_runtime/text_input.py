@@ -110,4 +110,4 @@ def _padding(tokenizer: Any, declared: Mapping[str, Any]) -> dict[str, Any]:
         number = tokenizer.token_to_id(token)
         if number is not None:
             return {"pad_id": number, "pad_token": token}
-    return {"pad_id": 0}
+    return {}

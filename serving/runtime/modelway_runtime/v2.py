@@ -206,7 +206,7 @@ def _num_labels(model: ModelInfo, spec: Spec, classification: Any) -> int:
         raise RequestError(400, f"output {spec.name}: classification is for outputs with labels; the model declares none for this one")
     if type(classification) is not int or classification < 1:
         raise RequestError(400, f"output {spec.name}: classification must be a number of labels, 1 or more")
-    return min(classification, len(model.labels[spec.name].names))
+    return classification
 
 
 def encode_v2(model: ModelInfo, correlation: str | None, wanted: Sequence[Wanted], outputs: Mapping[str, Array]) -> Answer:

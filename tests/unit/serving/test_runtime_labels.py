@@ -41,6 +41,12 @@ def test_scores(activation: str, expected: Array) -> None:
     assert [row[f"cat ({index})"] for index in (0, 3)] + [row["dog"], row["hen"]] == pytest.approx(expected[0, [0, 3, 1, 2]], rel=1e-5)
 
 
+def test_of_equal_ones_the_first_class_comes_first() -> None:
+    many = Labels([f"c{number}" for number in range(1000)], top_k=3, activation="none")
+    values = np.tile(np.float32([0, 1, 0.5, 1]), 250)[None]
+    assert many.classification(values, 4).tolist() == [["1:1:c1", "1:3:c3", "1:5:c5", "1:7:c7"]]
+
+
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("value", [1e4, -1e4, 65504])
 def test_large_values_do_not_overflow(activation: str, value: float) -> None:
