@@ -77,8 +77,12 @@ class Certificate:
         source_sha256: Digest of the weights that the variant was made from.
         variant: The variant's name.
         checks: All checks; the certificate passes if there is at least one and every one passed.
-        facts: Measurements without a limit: libraries, opset, providers, operator counts, sizes in bytes,
-            latency in milliseconds. JSON values only.
+        facts: Measurements without a limit; JSON values only, None for what JSON cannot hold. A variant that did not load
+            or did not answer has fewer of them. Readers use:
+            `latency`: `batch_<n>` -> `p50_ms`, `p99_ms`, `rows_per_s`, `calls`;
+            `quality`: the measure's name, under which are `eager`, `variant`, `change`, `interval` (low, high of the change);
+            `parity`: `batch_<n>` and `held_out` -> output -> `max_abs`, `mean_abs`, `max_rel`, `mean_rel`, `min_cosine`, ...;
+            `size_bytes`, `size_ratio`, `provider`, `placement`, `operators`, `operators_fp32`, `layer_errors`, `labels`.
     """
 
     version: ModelVersion
