@@ -1,6 +1,7 @@
-"""`make bench-gpu`: rows per second of the MLP by what it runs on, in process, without any server. Needs an NVIDIA GPU.
+"""`make bench-gpu`: rows per second by what a model runs on, in process, without any server; writes docs/gpu.md. Needs an NVIDIA GPU.
 
-Never run so far for want of a machine. It goes through the same code as a worker: `serving.runtime.modelway_runtime.backends`.
+Never run so far for want of a machine. Providers are measured through a worker's own code, `serving.runtime.modelway_runtime.backends`;
+variants beside plain PyTorch through the certificates' code, `benchmarks.gpu_variants`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+from benchmarks import gpu_variants
 from benchmarks.bundles import write_onnx
 from benchmarks.mlp import INPUT, LAYERS, OUTPUT
 from serving.archive import RuntimeOptions
@@ -22,6 +24,7 @@ from serving.runtime.modelway_runtime import backends
 from serving.runtime.modelway_runtime.gpu import CUDA, TENSORRT
 from serving.runtime.modelway_runtime.tensors import Spec
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "gpu.md"
 DRIVER = Path("/proc/driver/nvidia/version")
 BATCHES = (1, 8, 32, 128, 512)
 SECONDS = 2.0
@@ -58,23 +61,64 @@ def rows_per_s(root: Path, options: RuntimeOptions, num_rows: int) -> float:
     return num_runs * num_rows / (time.perf_counter() - began)
 
 
-def main() -> int:
-    """Measure every way that is installed and print a table."""
-    reason = missing()
-    if reason:
-        print(f"Error: {reason}", file=sys.stderr)
-        return 1
-    available = onnxruntime.get_available_providers()
+def providers_table(available: Sequence[str]) -> str:
+    """The MLP by provider."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         (root / backends.ONNX_FILE).parent.mkdir(parents=True)
         write_onnx(root / backends.ONNX_FILE, version=1)
-        print(DRIVER.read_text().splitlines()[0])
-        print(f"| rows/s | {' | '.join(f'batch {size}' for size in BATCHES)} |")
-        print(f"| --- |{' --- |' * len(BATCHES)}")
-        for name, options in WAYS.items():
-            if options.provider in available:
-                print(f"| {name} | {' | '.join(f'{rows_per_s(root, options, size):,.0f}' for size in BATCHES)} |")
+        return gpu_variants.table(
+            {
+                name: {size: rows_per_s(root, options, size) for size in BATCHES}
+                for name, options in WAYS.items()
+                if options.provider in available
+            }
+        )
+
+
+def variants_table() -> str:
+    """The variants for CUDA, with bound tensors, beside PyTorch eager and compiled."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model = gpu_variants.convnet()
+        ways = gpu_variants.variants(model, gpu_variants.context_of(model, Path(scratch), "cuda"))
+        ways |= {
+            "PyTorch, eager": gpu_variants.pytorch(model, "cuda", compiled=False),
+            "PyTorch, compiled": gpu_variants.pytorch(model, "cuda", compiled=True),
+        }
+        return gpu_variants.table(gpu_variants.rows_per_s(ways))
+
+
+def document(driver: str, providers: str, variants: str) -> str:
+    """The text of docs/gpu.md."""
+    return f"""# On a GPU
+
+Measured by `make bench-gpu` on: {driver}
+
+In process, one thread that asks, rows from the machine's memory and answers back into it.
+
+## Variants beside PyTorch
+
+A network of four convolutions on 3 x 64 x 64 pixels.
+
+{variants}
+
+## Providers
+
+An MLP of {" x ".join(map(str, LAYERS))}, through a worker's backend.
+
+{providers}
+"""
+
+
+def main() -> int:
+    """Measure everything that is installed and write the document."""
+    reason = missing()
+    if reason:
+        print(f"Error: {reason}", file=sys.stderr)
+        return 1
+    driver = DRIVER.read_text().splitlines()[0]
+    DOCUMENT.write_text(document(driver, providers_table(onnxruntime.get_available_providers()), variants_table()), encoding="utf-8")
+    print(f"wrote {DOCUMENT}")
     return 0
 
 
