@@ -130,9 +130,7 @@ def _measure(
         facts |= numbers
         if at_length:
             facts["parity_at_length"] = at_length
-        facts["latency"] = measure_latency(runner, reference.rows)
-        if latency_p99_ms is not None:
-            checks.append(latency_check(facts["latency"], latency_p99_ms))
+        checks += _latency(runner, reference, latency_p99_ms, facts)
         checks += repeated_checks(runner, reference, limits, first)  # after all other calls
     return outputs, checks, facts
 
@@ -142,10 +140,22 @@ def _where_it_runs(runner: VariantRunner) -> tuple[list[Check], dict[str, Any]]:
     detail = f"runs on {runner.provider}, wanted {runner.wanted_provider}"
     checks = [Check(name="provider", passed=same, value=float(same), limit=1, relation="==", detail=detail)]
     facts: dict[str, Any] = {"provider": runner.provider}
-    nodes = runner.placement() if isinstance(runner, SaysWhereNodesRun) else None
+    try:
+        nodes = runner.placement() if isinstance(runner, SaysWhereNodesRun) else None
+    except Exception as error:
+        return [*checks, runs("provider/placement", error)], facts
     if nodes is None:
         return checks, {**facts, "placement": "not told by the runtime"}
     return [*checks, placement_check(nodes, runner.wanted_provider)], {**facts, **placement_facts(nodes, runner.wanted_provider)}
+
+
+def _latency(runner: VariantRunner, reference: Reference, goal_p99_ms: float | None, facts: dict[str, Any]) -> list[Check]:
+    """Adds `latency` to the facts."""
+    try:
+        facts["latency"] = measure_latency(runner, reference.rows)
+    except Exception as error:
+        return [runs("latency/runs", error)]
+    return [] if goal_p99_ms is None else [latency_check(facts["latency"], goal_p99_ms)]
 
 
 def _layer_facts(variant: Path, original: Path, reference: Reference) -> dict[str, Any]:

@@ -52,8 +52,9 @@ def quality_checks(reference: Reference, outputs: Mapping[str, Array], accuracy_
     checks = [at_most(f"{name}_drop", before - after, accuracy_drop, detail)]
     enough = num_rows * accuracy_drop >= MIN_ROWS_IN_BUDGET
     if enough:
-        about = f"{CONFIDENCE:.0%} interval {-high:.4f}..{-low:.4f} of the drop, {num_rows} rows"
-        checks.append(at_most(f"{name}_drop/interval_high", -low, INTERVAL_BUDGETS * accuracy_drop, about))
+        most, least = 0.0 - low, 0.0 - high  # of the drop; without a negative zero
+        about = f"{CONFIDENCE:.0%} interval {least:.4f}..{most:.4f} of the drop, {num_rows} rows"
+        checks.append(at_most(f"{name}_drop/interval_high", most, INTERVAL_BUDGETS * accuracy_drop, about))
     numbers["interval_decides"] = enough
     labels = f"{num_rows} rows" if reference.labelled else "none: the targets are the model's own answers, so this is agreement with them"
     return checks, {"quality": name, name: numbers, "labels": labels}

@@ -347,6 +347,47 @@ def test_a_silent_fall_back_to_another_provider_fails(certificate_of, monkeypatc
     assert failed(certificate_of(OnnxFp32())) == {"provider", "provider/num_fallen_back"}
 
 
+class Breaks:
+    """A runner of the real engine that breaks after some calls, or cannot say where its nodes run."""
+
+    provider = wanted_provider = "CPUExecutionProvider"
+
+    def __init__(self, runner, *, after: int | None = None):
+        self.runner, self.after, self.calls = runner, after, 0
+
+    def run(self, inputs):
+        self.calls += 1
+        if self.after is not None and self.calls > self.after:
+            raise RuntimeError("out of memory")
+        return self.runner.run(inputs)
+
+    def placement(self):
+        if self.after is None:
+            raise RuntimeError("no such graph")
+        return self.runner.placement()
+
+
+@pytest.mark.parametrize(
+    ("after", "caught_by"),
+    [
+        (None, {"provider/placement"}),
+        (0, {"batch/1/max_relative_error", "held_out/runs"}),
+        (64 + 32 + 9 + 2 + 1 + 12, {"rows/runs", "latency/runs", "rows/repeats"}),  # first call, batches, held-out rows; no more
+        (64 + 32 + 9 + 2 + 1 + 12 + 34, {"latency/runs", "rows/repeats"}),  # and the rows alone and permuted
+    ],
+    ids=["placement", "at once", "after the held-out rows", "after the rows alone"],
+)
+def test_a_runtime_that_breaks_is_a_failed_check_wherever_it_breaks(after, caught_by, certificate_of, monkeypatch):
+    def opened(directory, signature, **target):
+        return Breaks(OnnxRunner(directory / "model.onnx", signature), after=after)
+
+    monkeypatch.setattr("training.export.certify.open_variant", opened)
+    found = failed(certificate_of(OnnxFp32()))
+    assert caught_by <= found
+    if after:
+        assert found == caught_by
+
+
 @EVERY
 def test_a_truncated_file_fails(exporter, certificate_of):
     def truncate(directory):
