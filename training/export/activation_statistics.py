@@ -87,7 +87,8 @@ class Statistics:
 def measure_statistics(path: Path, rows: Rows, into: Path) -> Statistics:
     """Run a prepared graph on rows; files are written into the existing directory `into`. Deterministic."""
     op_types = sorted({*QLinearOpsRegistry, *QDQRegistry})
-    with contextlib.redirect_stdout(io.StringIO()):  # upstream prints its settings
+    # Upstream prints its settings, and divides by zero where a tensor is nothing but zeros.
+    with contextlib.redirect_stdout(io.StringIO()), np.errstate(divide="ignore", invalid="ignore"):
         calibrator = create_calibrator(path, op_types, str(into / "augmented.onnx"), calibrate_method=CalibrationMethod.Percentile)
         collectors = (
             HistogramCollector("entropy", symmetric=False, num_bins=128, num_quantized_bins=128, percentile=None, scenario=None),

@@ -23,6 +23,7 @@ from training.export.products import products
 
 LARGEST = 64  # of the 7-bit integers that `reduce_range` leaves
 _DAMPING = 0.03  # of the mean variance: inputs that hardly vary on the calibration rows may vary on others
+_NOISE = 1e-4  # of the mean square: sums in float32 leave a variance of inputs that never vary, which may be negative
 _BLOCK = 64
 
 
@@ -77,11 +78,12 @@ def round_together(weight: Array, moments: Moments, *, centred: bool) -> Array:
     if moments.square is None:
         return np.asarray(np.round(in_steps) * step)
     second = moments.square / moments.count
+    noise = _NOISE * np.diagonal(second, axis1=1, axis2=2).mean(axis=-1, keepdims=True)
     if centred:
         second = second - moments.mean[:, :, None] * moments.mean[:, None, :]
     size = second.shape[-1]
     variances = np.diagonal(second, axis1=1, axis2=2)
-    damping = _DAMPING * variances.mean(axis=-1, keepdims=True)
+    damping = np.maximum(_DAMPING * variances.mean(axis=-1, keepdims=True), noise)
     damped = second + np.eye(size) * np.where(damping > 0, damping, 1.0)[:, :, None]
     order = np.argsort(-variances.mean(axis=0), kind="stable")  # what varies most first: its errors can be made up for by most others
     factors = _inverse_factors(damped[:, order][:, :, order])

@@ -225,10 +225,14 @@ def test_the_range_by_min_and_max_is_what_was_seen(tmp_path):
             assert right.min() - 1e-5 <= float(low) < 0 < float(high) <= right.max() + 1e-5
 
 
-def test_inputs_that_never_vary_still_round(tmp_path):
+@pytest.mark.parametrize("value", [0.0, 1.0, 1234.567])
+def test_inputs_that_never_vary_still_round(value):
     moments = Moments()
-    moments.add(np.ones((1, 50, 8), np.float32))
-    weight = np.random.default_rng(0).normal(size=(1, 3, 8))
-    rounded = round_together(weight, moments, centred=True)
-    assert np.isfinite(rounded).all()
-    assert (np.abs(rounded - weight) <= np.abs(weight).max(axis=-1, keepdims=True) / LARGEST * 1.0001).all()
+    levels = np.linspace(0.1, 1, 300, dtype=np.float32) * np.float32(value)
+    for _ in range(5):
+        moments.add(np.tile(levels, (1, 77, 1)))
+    weight = np.random.default_rng(0).normal(size=(1, 3, 300))
+    for centred in (True, False):
+        rounded = round_together(weight, moments, centred=centred)
+        assert np.isfinite(rounded).all()
+        assert (np.abs(rounded - weight) <= np.abs(weight).max(axis=-1, keepdims=True) / LARGEST * 1.0001).all()
