@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -54,8 +55,14 @@ def prepared_graph(model: nn.Module, context: ExportContext) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         source = fp32_graph(model, context)
         large = source.with_name(f"{source.name}.data").exists()
+        external: dict[str, Any] = {"save_as_external_data": large, "external_data_location": f"{path.name}.data" if large else None}
         with advice_hidden():
-            quant_pre_process(source, path, save_as_external_data=large, external_data_location=f"{path.name}.data" if large else None)
+            try:
+                quant_pre_process(source, path, **external)
+            except (
+                Exception
+            ):  # symbolic shapes of transformers can be beyond it, in many ways; ONNX's own inference goes over the graph anyway
+                quant_pre_process(source, path, skip_symbolic_shape=True, **external)
         _name_nodes(path)
     return path
 
