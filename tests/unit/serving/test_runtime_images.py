@@ -182,9 +182,13 @@ def test_a_large_jpeg_is_decoded_smaller_and_still_the_same(cat: Image.Image) ->
         assert np.abs(got - exact).max() < 16
 
 
-@pytest.mark.parametrize("exif", [b"MM\x00*\x00\x00\x00\xff\x00", b"no exif at all", b"MM"])
-def test_damaged_notes_beside_the_picture_do_not_matter(exif: bytes) -> None:
-    body = picture((200, 100, 50), format="JPEG", exif=b"Exif\x00\x00" + exif)
+_TEXT_FOR_ORIENTATION = b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x02\x00\x00\x00\x04abcd\x00\x00\x00\x00"
+
+
+@pytest.mark.parametrize("exif", [b"MM\x00*\x00\x00\x00\xff\x00", b"no exif at all", b"MM", _TEXT_FOR_ORIENTATION])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_damaged_notes_beside_the_picture_do_not_matter(exif: bytes, format: str) -> None:
+    body = picture((200, 100, 50), format=format, exif=(b"Exif\x00\x00" if format == "JPEG" else b"") + exif)
     assert seen(body, "UINT8")[:, 0, 0].tolist() == pytest.approx([200, 100, 50], abs=4)
 
 

@@ -102,6 +102,13 @@ def _raises(*_: object) -> None:
     raise ValueError
 
 
+def test_a_worker_tries_its_transforms_before_it_serves(tmp_path: Path) -> None:
+    useless = {**IMAGE_TRANSFORMS, "inputs": [{**IMAGE, "max_pixels": 1}]}
+    archive = build_archive(make_image_bundle(tmp_path / "bundle", version=VERSION, transforms=useless), VARIANT, VERSION, tmp_path)
+    with pytest.raises(LoadError, match="a small image/jpeg body is refused"):
+        worker.load(unpacked(archive, tmp_path / "root"), archive.engine_version)
+
+
 def test_an_archive_is_not_built_of_transforms_that_do_not_fit(tmp_path: Path) -> None:
     wrong = {**IMAGE_TRANSFORMS, "inputs": [{"kind": "image", "input": "image", "size": [9, 9]}]}
     bundle = make_image_bundle(tmp_path / "bundle", version=VERSION, transforms=wrong)
