@@ -111,6 +111,7 @@ def test_similar_sentences_are_closer_than_unrelated_ones(platform, examples):
     assert cosine.min() > 0.999
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:DeprecationWarning")
 def test_speech_is_told_from_noise_and_silence_as_the_package_does(platform, examples):
     _, work = examples("silero")
 

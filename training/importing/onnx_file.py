@@ -97,16 +97,13 @@ def _check(file: Path) -> None:
 
 
 def _check_external(tensor: TensorProto, file: Path) -> None:
-    """External data must be a plain file beside the graph, and long enough: onnx reads truncated data without a word."""
+    """That external data are long enough: not every onnx says so. That they are plain files beside the graph, its checker has seen."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = Path(entries.get("location", ""))
-    path = file.parent / location
-    if location.is_absolute() or ".." in location.parts or path.is_symlink() or not path.is_file():
-        raise UsageError(f"external data of the graph are missing or lie elsewhere ({location})", f"Put the file beside {file.name}.")
+    path = file.parent / entries.get("location", "")
     needed = int(entries.get("offset", 0)) + int(entries.get("length", 0))
     if path.stat().st_size < needed:
         raise UsageError(
-            f"external data of the graph are cut off ({location}: {path.stat().st_size} bytes, {needed} needed)", "Copy it again."
+            f"external data of the graph are cut off ({path.name}: {path.stat().st_size} bytes, {needed} needed)", "Copy it again."
         )
 
 

@@ -169,8 +169,11 @@ def test_external_data_are_taken_along(tmp_path):
     assert set(_run(path, {"x": X, "state": STATE})) == {"y", "next"}
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut", "link"])
-def test_external_data_that_are_not_whole_beside_the_graph_are_refused(tmp_path, fault):
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("missing", "not regular file"), ("cut", r"cut off \(given\.onnx\.data: \d+ bytes, \d+ needed\)"), ("link", "symbolic link")],
+)
+def test_external_data_that_are_not_whole_beside_the_graph_are_refused(tmp_path, fault, words):
     data = _external(tmp_path)
     if fault == "cut":
         data.write_bytes(data.read_bytes()[:-4])
@@ -179,5 +182,5 @@ def test_external_data_that_are_not_whole_beside_the_graph_are_refused(tmp_path,
     else:
         data.rename(tmp_path / "elsewhere")
         data.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match=r"external data|not a valid ONNX file"):
+    with pytest.raises(UsageError, match=words):
         _bring(tmp_path, None, {"x": X, "state": STATE}, fixed={"rate": 1}, batch_axes={"state": 1})
