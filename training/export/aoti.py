@@ -50,6 +50,8 @@ class AotInductor:
         with quiet_torchscript(), evaluating(model), torch.no_grad():
             # Both copy torch's own deprecated LeafSpec.
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
+            # A recurrent layer of torch's own reassigns its list of weights, and puts it back.
+            warnings.filterwarnings("ignore", message=r".*_flat_weights.*were assigned during export.*", category=UserWarning)
             program = torch.export.export(Inference(model), tuple(context.example.values()), dynamic_shapes=(shapes,))
             exported = time.perf_counter()
             torch._inductor.aoti_compile_and_package(

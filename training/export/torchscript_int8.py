@@ -5,6 +5,7 @@ Convolutions stay float32: they need static quantization, which is `onnx-int8-st
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from training.export.exporter import TORCHSCRIPT_FILE, ExportContext, Inspection
 from training.export.torchscript_graph import detached_copy, no_torchscript, operator_counts, save_traced
 from training.interface import Inference
 
+_OPERATOR = re.compile(r"quantized::linear(_relu)?_dynamic\w*|aten::quantized_(lstm|gru)")
 QUANTIZED_LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.LSTM, nn.GRU)
 
 
@@ -47,7 +49,7 @@ class TorchScriptInt8:
     def inspect(self, directory: Path, model: nn.Module, context: ExportContext) -> Inspection:
         """As many quantized operators as the model has layers to quantize, at least one: a quantizer that did nothing reports success."""
         operators = operator_counts(directory / TORCHSCRIPT_FILE)
-        found = sum(count for name, count in operators.items() if name.startswith("quantized::") and "dynamic" in name)
+        found = sum(count for name, count in operators.items() if _OPERATOR.fullmatch(name))
         wanted = max(1, _layers(model))
         check = Check(
             name="quantized/num_layers",

@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 
 from registry.names import ModelVersion
+from registry.signature import Signature, TensorSpec
 from training.export.aoti import AotInductor
 from training.export.certify import certify
 from training.export.onnx_fp16 import OnnxFp16
@@ -200,3 +201,62 @@ def test_tensors_that_are_bound_to_a_device_give_the_same_answer(trained, measur
     rows = reference.rows.take(slice(0, 7))
     bound = OnnxRunner(directory / "model.onnx", reference.signature, device="cpu").run(rows)
     np.testing.assert_array_equal(bound["logits"], open_variant(directory, reference.signature).run(rows)["logits"])
+
+
+class Tokens(torch.nn.Module):
+    """Token ids and their mask of any length, and a second output."""
+
+    def __init__(self, *, recurrent):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(50, 16)
+        self.recurrent = torch.nn.LSTM(16, 16, batch_first=True) if recurrent else None
+        self.attention = None if recurrent else torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = torch.nn.Linear(16, 3)
+
+    def forward(self, ids, mask):
+        states = self.embedding(ids)
+        states = self.attention(states) if self.recurrent is None else self.recurrent(states)[0]
+        weight = mask.unsqueeze(-1).to(states.dtype)
+        return {"logits": self.head((states * weight).sum(1) / weight.sum(1)), "states": states}
+
+
+def _tokens(num_rows, length):
+    ids = np.random.default_rng(num_rows).integers(0, 50, (num_rows, length))
+    return {"ids": ids, "mask": np.ones_like(ids)}
+
+
+@pytest.mark.parametrize(
+    ("exporter", "limit"),
+    [
+        pytest.param(TorchScriptInt8(), 0.05, id="torchscript-int8"),
+        pytest.param(TorchScriptFp16(), 0.01, id="torchscript-fp16"),
+        pytest.param(
+            AotInductor(),
+            1e-5,
+            id="aoti",
+            marks=pytest.mark.skipif(has_no_compiler, reason="it needs a C++ compiler, and there is no g++"),
+        ),
+    ],
+)
+def test_free_lengths_integers_two_inputs_and_two_outputs(exporter, limit, measured, tmp_path):
+    torch.manual_seed(0)
+    model = Tokens(recurrent=exporter.name != "aoti").eval()  # torch.export fixes the length of a recurrent layer
+    signature = Signature(
+        inputs=(TensorSpec("ids", "INT64", (-1, -1)), TensorSpec("mask", "INT64", (-1, -1))),
+        outputs=(TensorSpec("logits", "FP32", (-1, 3)), TensorSpec("states", "FP32", (-1, -1, 16))),
+    )
+    example = {name: torch.from_numpy(array) for name, array in _tokens(4, 12).items()}
+    context = dataclasses.replace(measured[1], signature=signature, example=example)
+    directory = tmp_path / "recurrent"
+    directory.mkdir()
+    exporter.export(model, context, directory)
+    assert all(check.passed for check in exporter.inspect(directory, model, context).checks)
+    runner = open_variant(directory, signature)
+    for num_rows, length in ((1, 12), (2, 5), (7, 1), (32, 20)):
+        inputs = _tokens(num_rows, length)
+        answers = runner.run(inputs)
+        with torch.inference_mode():
+            expected = model(*(torch.from_numpy(array) for array in inputs.values()))
+        for name, tensor in expected.items():
+            assert answers[name].dtype == np.float32
+            np.testing.assert_allclose(answers[name], tensor.numpy(), atol=limit, err_msg=f"{name} of {num_rows} rows of {length}")
