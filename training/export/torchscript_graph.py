@@ -37,7 +37,7 @@ def save_traced(module: nn.Module, example: Sequence[torch.Tensor], path: Path) 
     # A LightningModule's `trainer` raises when torch looks at it, except in this block.
     with quiet_torchscript(), evaluating(module), _jit_is_scripting(), torch.no_grad():
         # torch's own layers check their inputs in Python; the user's layers are warned of.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"torch\.(nn|ao)\.")
+        warnings.filterwarnings("ignore", category=torch.jit._trace.TracerWarning, module=r"torch\.(nn|ao)\.")
         script = torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(torch.jit.freeze(script), str(traced))
     _strip_debug(traced, path)
