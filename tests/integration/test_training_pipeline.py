@@ -224,7 +224,7 @@ def test_the_bundle_comes_back_from_the_registry_and_meets_its_golden_set(store,
 
 
 def test_a_variant_that_fails_stays_in_the_bundle_with_its_certificate(store, trained, tmp_path, monkeypatch):
-    from training.export import onnx_int8_static
+    from training.export.variants import onnx_int8_static
 
     strict = onnx_int8_static.Limits(max_error=1e-9, mean_error=1e-9, row_error=0.01, min_agreement=0.97)
     monkeypatch.setattr(onnx_int8_static.OnnxInt8Static, "limits", strict)

@@ -26,10 +26,10 @@ from registry.signature import Signature, TensorSpec
 from serving.archive import build_archive, open_archive
 from training.data.batches import Rows
 from training.evaluate import predict
-from training.export.certify import certify
+from training.export.certificate.certify import certify
+from training.export.certificate.reference import Reference
 from training.export.exporter import ExportContext
-from training.export.onnx_fp32 import OnnxFp32
-from training.export.reference import Reference
+from training.export.variants.onnx_fp32 import OnnxFp32
 
 VERSION = ModelVersion("wide", 1)
 NUM_ROWS = 32

@@ -18,9 +18,9 @@ from registry.names import ModelVersion
 from training.data.batches import Rows
 from training.evaluate import predict
 from training.export.catalog import EXPORTERS
-from training.export.certify import Measured, certify, failed_export
+from training.export.certificate.certify import Measured, certify, failed_export
+from training.export.certificate.reference import Reference
 from training.export.exporter import ExportContext
-from training.export.reference import Reference
 from training.interface import infer_signature
 
 VERSION = ModelVersion("digits", 1)

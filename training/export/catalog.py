@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from torch import nn
 
 from registry.errors import NotFound
-from training.export.aoti import AotInductor
 from training.export.exporter import ExportContext, Exporter
-from training.export.onnx_fp16 import OnnxFp16
-from training.export.onnx_fp32 import OnnxFp32
-from training.export.onnx_int4_weights import OnnxInt4Weights
-from training.export.onnx_int8_dynamic import OnnxInt8Dynamic
-from training.export.onnx_int8_static import OnnxInt8Static
-from training.export.torchscript_fp16 import TorchScriptFp16
-from training.export.torchscript_fp32 import TorchScriptFp32
-from training.export.torchscript_int8 import TorchScriptInt8
+from training.export.variants.aoti import AotInductor
+from training.export.variants.onnx_fp16 import OnnxFp16
+from training.export.variants.onnx_fp32 import OnnxFp32
+from training.export.variants.onnx_int4_weights import OnnxInt4Weights
+from training.export.variants.onnx_int8_dynamic import OnnxInt8Dynamic
+from training.export.variants.onnx_int8_static import OnnxInt8Static
+from training.export.variants.torchscript_fp16 import TorchScriptFp16
+from training.export.variants.torchscript_fp32 import TorchScriptFp32
+from training.export.variants.torchscript_int8 import TorchScriptInt8
 
 EXPORTERS: tuple[Exporter, ...] = (
     OnnxFp32(),

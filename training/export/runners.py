@@ -12,10 +12,10 @@ import torch
 
 from registry.signature import Signature
 from training.data.batches import Array
+from training.export.certificate.placement import PlacedNode
 from training.export.exporter import AOTI_FILE, ONNX_FILE, TORCHSCRIPT_FILE
 from training.export.onnx_graph import float_makers
-from training.export.placement import PlacedNode
-from training.export.torchscript_graph import operators, quiet_torchscript
+from training.export.variants.torchscript_graph import operators, quiet_torchscript
 from training.recipe import Target
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

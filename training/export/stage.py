@@ -22,14 +22,14 @@ from registry.ports import ModelRegistry, VersionInfo
 from registry.transforms import read_transforms
 from training.data.batches import Array
 from training.evaluate import predict
-from training.export.baseline import baseline_of
 from training.export.catalog import EXPORTERS, exporters, unfit
-from training.export.certify import NUM_GOLDEN, Measured, certify, failed_export
+from training.export.certificate.baseline import baseline_of
+from training.export.certificate.certify import NUM_GOLDEN, Measured, certify, failed_export
+from training.export.certificate.reference import Reference
 from training.export.exporter import ExportContext, Exporter, Limits
 from training.export.metrics import numbers, verdict_line
 from training.export.profile import build_profile
-from training.export.reference import Reference
-from training.export.report import REPORT, write_report
+from training.export.report.page import REPORT, write_report
 from training.importing.mlflow_version import adopt_version
 from training.interface import infer_signature
 from training.recipe import ExportConfig, Target

@@ -53,5 +53,5 @@ def certificate_of(measured_of):
 @pytest.fixture
 def short_latency(monkeypatch):
     """As few calls as there can be, for tests that are not about time."""
-    monkeypatch.setattr("training.export.latency._SECONDS_PER_BLOCK", 0.0)
-    monkeypatch.setattr("training.export.latency._WARM_UP_SECONDS", 0.0)
+    monkeypatch.setattr("training.export.certificate.latency._SECONDS_PER_BLOCK", 0.0)
+    monkeypatch.setattr("training.export.certificate.latency._WARM_UP_SECONDS", 0.0)

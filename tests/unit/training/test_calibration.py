@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.export.calibration import as_probabilities, reliability
+from training.export.report.calibration import as_probabilities, reliability
 
 
 def test_reliability_by_hand():

@@ -15,11 +15,11 @@ from registry.certificate import Certificate
 from support.planted import every_variant, failed, subject
 from training.export import stage
 from training.export.catalog import EXPORTERS
-from training.export.certify import NUM_GOLDEN
-from training.export.onnx_fp32 import OnnxFp32
+from training.export.certificate.certify import NUM_GOLDEN
 from training.export.onnx_graph import fp32_graph
 from training.export.runners import open_variant
-from training.export.torchscript_fp32 import TorchScriptFp32
+from training.export.variants.onnx_fp32 import OnnxFp32
+from training.export.variants.torchscript_fp32 import TorchScriptFp32
 from training.source.trained import TrainedSource
 
 EVERY = pytest.mark.parametrize("exporter", every_variant())

@@ -9,8 +9,8 @@ import pytest
 
 from registry.signature import Signature, TensorSpec
 from training.data.batches import Rows
-from training.export.quality import quality_checks
-from training.export.reference import Reference
+from training.export.certificate.quality import quality_checks
+from training.export.certificate.reference import Reference
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 1)),), (TensorSpec("logits", "FP32", (-1, 2)),))
 

@@ -14,8 +14,8 @@ from registry.bundle import write_manifest
 from registry.errors import Corrupt, UsageError
 from registry.names import ModelVersion
 from training.export import stage
-from training.export.onnx_fp32 import OnnxFp32
-from training.export.torchscript_fp32 import TorchScriptFp32
+from training.export.variants.onnx_fp32 import OnnxFp32
+from training.export.variants.torchscript_fp32 import TorchScriptFp32
 from training.recipe import ComponentConfig, ExportConfig
 from training.source.imported import ImportedModel, ImportedSource, Kind, model_file, write_imported
 from training.source.opening import open_source

@@ -16,10 +16,10 @@ from serving.archive import build_archive
 from serving.runtime.modelway_runtime import worker
 from serving.runtime.modelway_runtime.errors import LoadError
 from support.large_model import VERSION, context_of, make_bundle, reference_of, wide_mlp
-from training.export.certify import certify
-from training.export.onnx_fp16 import OnnxFp16
-from training.export.onnx_fp32 import OnnxFp32
+from training.export.certificate.certify import certify
 from training.export.runners import open_variant
+from training.export.variants.onnx_fp16 import OnnxFp16
+from training.export.variants.onnx_fp32 import OnnxFp32
 
 WIDTH = 32
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from training.data.batches import Rows
-from training.export import latency
-from training.export.latency import latency_check, measure_latency
+from training.export.certificate import latency
+from training.export.certificate.latency import latency_check, measure_latency
 
 
 class Recording:

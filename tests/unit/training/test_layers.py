@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from training.export.layers import layer_errors
+from training.export.certificate.layers import layer_errors
 
 X = {"x": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)}
 W = np.eye(3, dtype=np.float32)

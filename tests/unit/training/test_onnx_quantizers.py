@@ -13,12 +13,12 @@ import torch
 from onnx import numpy_helper
 
 from support.planted import Planted, edit_graph, edit_tensor, failed, subject
-from training.export.activation_ranges import clipped_share
 from training.export.onnx_graph import fp32_graph
-from training.export.onnx_int4_weights import OnnxInt4Weights
-from training.export.onnx_int8_dynamic import OnnxInt8Dynamic
-from training.export.onnx_int8_static import OnnxInt8Static
-from training.export.onnx_quantized import matmul_graph, notes_of, prepared_graph, rounded_weights, weight_error_steps
+from training.export.quantization.activation_ranges import clipped_share
+from training.export.quantization.onnx_quantized import matmul_graph, notes_of, prepared_graph, rounded_weights, weight_error_steps
+from training.export.variants.onnx_int4_weights import OnnxInt4Weights
+from training.export.variants.onnx_int8_dynamic import OnnxInt8Dynamic
+from training.export.variants.onnx_int8_static import OnnxInt8Static
 
 pytestmark = pytest.mark.usefixtures("short_latency")
 

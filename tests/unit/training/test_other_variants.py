@@ -15,15 +15,15 @@ from onnx import numpy_helper
 
 from registry.names import ModelVersion
 from registry.signature import Signature, TensorSpec
-from training.export.aoti import AotInductor
-from training.export.certify import certify
-from training.export.onnx_fp16 import OnnxFp16
-from training.export.onnx_fp32 import OnnxFp32
+from training.export.certificate.certify import certify
 from training.export.runners import OnnxRunner, open_variant
 from training.export.stage import measure_eager
-from training.export.torchscript_fp16 import TorchScriptFp16
-from training.export.torchscript_fp32 import TorchScriptFp32
-from training.export.torchscript_int8 import TorchScriptInt8
+from training.export.variants.aoti import AotInductor
+from training.export.variants.onnx_fp16 import OnnxFp16
+from training.export.variants.onnx_fp32 import OnnxFp32
+from training.export.variants.torchscript_fp16 import TorchScriptFp16
+from training.export.variants.torchscript_fp32 import TorchScriptFp32
+from training.export.variants.torchscript_int8 import TorchScriptInt8
 
 has_no_compiler = shutil.which("g++") is None
 

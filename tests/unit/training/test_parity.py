@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.export import parity
-from training.export.parity import compare, max_error, mean_error, num_not_finite, row_cosines
+from training.export.certificate import parity
+from training.export.certificate.parity import compare, max_error, mean_error, num_not_finite, row_cosines
 
 
 def test_errors_by_hand():

@@ -6,8 +6,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from training.export.certificate.placement import PlacedNode, SaysWhereNodesRun, fallen_back, placement_check, placement_facts
 from training.export.onnx_graph import float_makers
-from training.export.placement import PlacedNode, SaysWhereNodesRun, fallen_back, placement_check, placement_facts
 from training.export.runners import OnnxRunner, TorchScriptRunner
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"

@@ -24,11 +24,11 @@ from training.data.batches import Rows
 from training.export import stage
 from training.export.catalog import EXPORTERS
 from training.export.exporter import FP32_LIMITS
-from training.export.onnx_fp32 import OnnxFp32
 from training.export.onnx_graph import fp32_graph
-from training.export.onnx_int8_static import OnnxInt8Static
 from training.export.runners import OnnxRunner
-from training.export.torchscript_fp32 import TorchScriptFp32
+from training.export.variants.onnx_fp32 import OnnxFp32
+from training.export.variants.onnx_int8_static import OnnxInt8Static
+from training.export.variants.torchscript_fp32 import TorchScriptFp32
 from training.source.trained import TrainedSource
 
 pytestmark = pytest.mark.usefixtures("short_latency")
@@ -371,7 +371,7 @@ def test_a_silent_fall_back_to_another_provider_fails(certificate_of, monkeypatc
     def on_a_gpu(directory, signature, **target):
         return OnnxRunner(directory / "model.onnx", signature, wanted_provider="CUDAExecutionProvider")
 
-    monkeypatch.setattr("training.export.certify.open_variant", on_a_gpu)
+    monkeypatch.setattr("training.export.certificate.certify.open_variant", on_a_gpu)
     assert failed(certificate_of(OnnxFp32())) == {"provider", "provider/num_fallen_back"}
 
 
@@ -409,7 +409,7 @@ def test_a_runtime_that_breaks_is_a_failed_check_wherever_it_breaks(after, caugh
     def opened(directory, signature, **target):
         return Breaks(OnnxRunner(directory / "model.onnx", signature), after=after)
 
-    monkeypatch.setattr("training.export.certify.open_variant", opened)
+    monkeypatch.setattr("training.export.certificate.certify.open_variant", opened)
     found = failed(certificate_of(OnnxFp32()))
     assert caught_by <= found
     if after:

@@ -8,8 +8,8 @@ import torch
 
 from support.planted import OfAnother, Planted, edit_graph, every_variant, failed, subject
 from training.export.catalog import EXPORTERS
-from training.export.onnx_fp32 import OnnxFp32
-from training.export.torchscript_fp32 import TorchScriptFp32
+from training.export.variants.onnx_fp32 import OnnxFp32
+from training.export.variants.torchscript_fp32 import TorchScriptFp32
 
 pytestmark = pytest.mark.usefixtures("short_latency")
 

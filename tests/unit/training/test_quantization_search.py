@@ -8,12 +8,12 @@ import pytest
 from onnx import numpy_helper
 
 from training.data.batches import Rows
-from training.export.activation_statistics import METHODS, Moments, measure_statistics
 from training.export.exporter import Limits
 from training.export.onnx_session import answers
-from training.export.products import products
-from training.export.quantization_search import Score, score, search, split
-from training.export.weight_rounding import LARGEST, round_together, rounded_graph
+from training.export.quantization.activation_statistics import METHODS, Moments, measure_statistics
+from training.export.quantization.products import products
+from training.export.quantization.search import Score, score, search, split
+from training.export.quantization.weight_rounding import LARGEST, round_together, rounded_graph
 
 LIMITS = Limits(max_error=0.25, mean_error=0.01, row_error=0.01, min_agreement=0.97)
 GOOD = Score(agreement=1.0, drop=0.0, mean_error=0.001, max_error=0.01)

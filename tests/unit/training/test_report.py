@@ -13,9 +13,9 @@ from registry.gates import fastest_passing
 from registry.signature import Signature, TensorSpec
 from support.planted import VERSION
 from training.export.metrics import numbers, verdict_line
-from training.export.onnx_fp32 import OnnxFp32
-from training.export.report import write_report
-from training.export.torchscript_fp32 import TorchScriptFp32
+from training.export.report.page import write_report
+from training.export.variants.onnx_fp32 import OnnxFp32
+from training.export.variants.torchscript_fp32 import TorchScriptFp32
 
 HOSTILE = """<script src="http://evil.example/x.js"></script><img src=x onerror=alert(1)>&"'$\\frac{$"""
 VOID = {"meta", "br", "img", "link", "input", "hr"}

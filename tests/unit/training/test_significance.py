@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from training.evaluate import quality
-from training.export.significance import bootstrap, interval_of_change, mcnemar
+from training.export.certificate.significance import bootstrap, interval_of_change, mcnemar
 
 
 def _pair(both: int, lost: int, gained: int, neither: int = 0):

@@ -17,12 +17,12 @@ from registry.names import ModelVersion
 from training.data.batches import Rows
 from training.evaluate import predict
 from training.export.catalog import EXPORTERS, exporters
-from training.export.certify import Reference, certify
+from training.export.certificate.certify import Reference, certify
 from training.export.exporter import ExportContext
-from training.export.onnx_fp32 import OnnxFp32
-from training.export.onnx_int8_static import OnnxInt8Static
-from training.export.onnx_quantized import count_quantized, weight_error_steps
-from training.export.torchscript_fp32 import TorchScriptFp32
+from training.export.quantization.onnx_quantized import count_quantized, weight_error_steps
+from training.export.variants.onnx_fp32 import OnnxFp32
+from training.export.variants.onnx_int8_static import OnnxInt8Static
+from training.export.variants.torchscript_fp32 import TorchScriptFp32
 from training.interface import infer_signature, named_inputs
 from training.recipe import load_recipe
 
@@ -160,7 +160,7 @@ def test_only_nodes_fed_by_integers_count_as_quantized():
 
 def test_an_unknown_variant_names_the_ones_there_are():
     assert [e.name for e in exporters(["torchscript-fp32", "onnx-fp32", "onnx-fp32"])] == ["torchscript-fp32", "onnx-fp32"]
-    with pytest.raises(NotFound, match="onnx-fp32, .*onnx-int8-static, .*torchscript-fp32"):
+    with pytest.raises(NotFound, match=r"onnx-fp32, .*onnx-int8-static, .*torchscript-fp32"):
         exporters(["onnx-fp64"])
 
 

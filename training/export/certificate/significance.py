@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import binom, binomtest  # type: ignore[import-untyped]
 
 from training.data.batches import Array
-from training.export.parity import row_chunks
+from training.export.certificate.parity import row_chunks
 from training.recipe import Task
 
 CONFIDENCE = 0.95

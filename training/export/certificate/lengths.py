@@ -8,10 +8,10 @@ import numpy as np
 
 from registry.certificate import Check
 from training.data.batches import Array
-from training.export.checks import at_most, could_not_run, runs
+from training.export.certificate.checks import at_most, could_not_run, runs
+from training.export.certificate.reference import Reference
+from training.export.certificate.row_checks import Facts, output_errors, run_in_batches, worst_error
 from training.export.exporter import Limits
-from training.export.reference import Reference
-from training.export.row_checks import Facts, output_errors, run_in_batches, worst_error
 from training.export.runners import VariantRunner
 
 _ROWS = 8

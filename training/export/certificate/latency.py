@@ -13,7 +13,7 @@ import numpy as np
 
 from registry.certificate import Check
 from training.data.batches import Array, Rows
-from training.export.checks import at_most
+from training.export.certificate.checks import at_most
 from training.export.runners import NUM_THREADS, VariantRunner
 from training.fit import cpu_threads
 

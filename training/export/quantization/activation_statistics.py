@@ -25,7 +25,7 @@ from onnxruntime.quantization.calibrate import (  # type: ignore[import-untyped]
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry  # type: ignore[import-untyped]
 
 from training.data.batches import Array, Rows
-from training.export.products import products
+from training.export.quantization.products import products
 
 Method = Literal["minmax", "entropy", "percentile"]
 METHODS: Mapping[Method, CalibrationMethod] = {

@@ -18,17 +18,17 @@ from registry.certificate import Certificate, Check
 from registry.names import ModelVersion
 from training.data.batches import Array
 from training.environment import package_versions
-from training.export.baseline import Baseline
-from training.export.checks import runs
+from training.export.certificate.baseline import Baseline
+from training.export.certificate.checks import runs
+from training.export.certificate.latency import latency_check, measure_latency
+from training.export.certificate.layers import layer_errors
+from training.export.certificate.lengths import length_checks
+from training.export.certificate.parity import max_error
+from training.export.certificate.placement import SaysWhereNodesRun, placement_check, placement_facts
+from training.export.certificate.quality import quality_checks
+from training.export.certificate.reference import Reference
+from training.export.certificate.row_checks import batch_checks, first_answer, held_out, repeated_checks, row_checks
 from training.export.exporter import ONNX_FILE, Inspection, Limits
-from training.export.latency import latency_check, measure_latency
-from training.export.layers import layer_errors
-from training.export.lengths import length_checks
-from training.export.parity import max_error
-from training.export.placement import SaysWhereNodesRun, placement_check, placement_facts
-from training.export.quality import quality_checks
-from training.export.reference import Reference
-from training.export.row_checks import batch_checks, first_answer, held_out, repeated_checks, row_checks
 from training.export.runners import VariantRunner, open_variant
 from training.recipe import Target
 

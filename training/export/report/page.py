@@ -18,11 +18,11 @@ from registry.certificate import Certificate
 from registry.names import ModelVersion
 from training.data.batches import Array
 from training.evaluate import quality
-from training.export.calibration import Reliability, reliability
-from training.export.latency import LATENCY_BATCH_SIZES
-from training.export.parity import absolute_errors, row_chunks
-from training.export.reference import Reference
-from training.export.report_figures import Point, error_distributions, layer_errors, quality_against, reliability_diagram
+from training.export.certificate.latency import LATENCY_BATCH_SIZES
+from training.export.certificate.parity import absolute_errors, row_chunks
+from training.export.certificate.reference import Reference
+from training.export.report.calibration import Reliability, reliability
+from training.export.report.figures import Point, error_distributions, layer_errors, quality_against, reliability_diagram
 
 REPORT = "report.html"
 _TEMPLATE = "report.html"
@@ -51,7 +51,7 @@ def write_report(
     """
     ran = {variant: answers for variant, answers in outputs.items() if answers and variant in certificates}
     calibration = _calibration(reference, ran)
-    template = importlib.resources.files(__package__ or "training.export").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    template = importlib.resources.files(__package__ or "training.export.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(template).render(
         version=str(version),

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from training.data.batches import Array
-from training.export.calibration import Reliability
+from training.export.report.calibration import Reliability
 
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _IDS = re.compile(r"""(\bid="|href="\#|url\(\#)""")

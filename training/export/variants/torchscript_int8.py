@@ -16,7 +16,7 @@ from torch import nn
 
 from registry.certificate import Check
 from training.export.exporter import TORCHSCRIPT_FILE, ExportContext, Inspection, Limits
-from training.export.torchscript_graph import detached_copy, no_torchscript, operator_counts, save_traced
+from training.export.variants.torchscript_graph import detached_copy, no_torchscript, operator_counts, save_traced
 from training.interface import Inference
 
 _OPERATOR = re.compile(r"quantized::linear(_relu)?_dynamic\w*|aten::quantized_(lstm|gru)")

@@ -13,8 +13,8 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]
 
 from training.data.batches import Array
-from training.export.parity import mean_error, significant
-from training.export.reference import peak
+from training.export.certificate.parity import mean_error, significant
+from training.export.certificate.reference import peak
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
 _ACTIVATIONS = ("Relu", "Clip")

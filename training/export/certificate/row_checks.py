@@ -10,10 +10,10 @@ import numpy as np
 from registry.certificate import Check
 from registry.signature import NUMPY_DTYPES
 from training.data.batches import Array
-from training.export.checks import at_most, could_not_run, runs
+from training.export.certificate.checks import at_most, could_not_run, runs
+from training.export.certificate.parity import compare, max_error, num_not_finite
+from training.export.certificate.reference import Reference, peak
 from training.export.exporter import Limits
-from training.export.parity import compare, max_error, num_not_finite
-from training.export.reference import Reference, peak
 from training.export.runners import VariantRunner
 
 BATCH_SIZES = (1, 2, 7, 32)

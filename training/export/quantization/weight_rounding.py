@@ -17,9 +17,9 @@ import onnx
 from onnx import numpy_helper
 
 from training.data.batches import Array
-from training.export.activation_statistics import Moments
 from training.export.onnx_graph import save_graph
-from training.export.products import products
+from training.export.quantization.activation_statistics import Moments
+from training.export.quantization.products import products
 
 LARGEST = 64  # of the 7-bit integers that `reduce_range` leaves
 _DAMPING = 0.03  # of the mean variance: inputs that hardly vary on the calibration rows may vary on others

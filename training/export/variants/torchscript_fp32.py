@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from training.export.exporter import FP32_LIMITS, TORCHSCRIPT_FILE, ExportContext, Inspection, Limits
-from training.export.torchscript_graph import no_torchscript, operator_counts, save_traced
+from training.export.variants.torchscript_graph import no_torchscript, operator_counts, save_traced
 from training.interface import Inference
 
 

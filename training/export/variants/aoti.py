@@ -21,7 +21,7 @@ from registry.certificate import Check
 from training.export.exporter import AOTI_FILE, FP32_LIMITS, ExportContext, Inspection, Limits
 from training.export.onnx_graph import free_dimensions
 from training.export.runners import NUM_THREADS
-from training.export.torchscript_graph import quiet_torchscript
+from training.export.variants.torchscript_graph import quiet_torchscript
 from training.interface import Inference, evaluating
 
 _TIMING = "aoti-timing.json"  # in the scratch directory: how long it took is no property of the file

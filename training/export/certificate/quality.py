@@ -18,9 +18,9 @@ from typing import Any
 from registry.certificate import Check
 from training.data.batches import Array
 from training.evaluate import finite_or_none, quality
-from training.export.checks import at_most
-from training.export.reference import Reference
-from training.export.significance import CONFIDENCE, interval_of_change, mcnemar
+from training.export.certificate.checks import at_most
+from training.export.certificate.reference import Reference
+from training.export.certificate.significance import CONFIDENCE, interval_of_change, mcnemar
 
 MIN_ROWS_IN_BUDGET = 10
 INTERVAL_BUDGETS = 2.0  # how many budgets the interval may reach

@@ -22,11 +22,12 @@ from torch import nn
 
 from registry.certificate import Check
 from training.data.batches import Array, Rows
-from training.export.activation_ranges import clipped_share
-from training.export.activation_statistics import METHODS, Method, Statistics, measure_statistics
 from training.export.exporter import ONNX_FILE, ExportContext, Inspection, Limits
 from training.export.onnx_graph import graph_facts
-from training.export.onnx_quantized import (
+from training.export.onnx_session import answers
+from training.export.quantization.activation_ranges import clipped_share
+from training.export.quantization.activation_statistics import METHODS, Method, Statistics, measure_statistics
+from training.export.quantization.onnx_quantized import (
     HEAVY,
     advice_hidden,
     count_quantized,
@@ -37,9 +38,8 @@ from training.export.onnx_quantized import (
     set_notes,
     weights_check,
 )
-from training.export.onnx_session import answers
-from training.export.quantization_search import Score, score, search, split
-from training.export.weight_rounding import rounded_biases, rounded_graph
+from training.export.quantization.search import Score, score, search, split
+from training.export.quantization.weight_rounding import rounded_biases, rounded_graph
 
 _SENSITIVITY_ROWS = 32
 # The weights lie on the grid already, so that nothing is left to round; half a step where onnxruntime widens a channel's grid for its bias.

@@ -13,9 +13,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore
 from torch import nn
 
 from training.export.exporter import ONNX_FILE, ExportContext, Inspection, Limits
-from training.export.matrix_layers import product_shapes
 from training.export.onnx_graph import graph_facts
-from training.export.onnx_quantized import advice_hidden, constant_products, matmul_graph, quantized_nodes_check, weights_check
+from training.export.quantization.onnx_quantized import advice_hidden, constant_products, matmul_graph, quantized_nodes_check, weights_check
+from training.export.variants.matrix_layers import product_shapes
 
 _KINDS = ("MatMul", "LSTM")  # Gemm nodes are MatMul and Add by then; a convolution of integers with ranges on the fly is slower than floats
 _QUANTIZED = ("MatMulInteger", "DynamicQuantizeLSTM")

@@ -12,7 +12,7 @@ from torch import nn
 
 from registry.certificate import Check
 from training.export.exporter import FP16_LIMITS, TORCHSCRIPT_FILE, ExportContext, Inspection, Limits
-from training.export.torchscript_graph import detached_copy, no_torchscript, operator_counts, quiet_torchscript, save_traced
+from training.export.variants.torchscript_graph import detached_copy, no_torchscript, operator_counts, quiet_torchscript, save_traced
 from training.interface import Inference
 
 

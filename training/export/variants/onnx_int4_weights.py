@@ -16,9 +16,9 @@ import onnx
 from torch import nn
 
 from training.export.exporter import ONNX_FILE, ExportContext, Inspection, Limits
-from training.export.matrix_layers import product_shapes
 from training.export.onnx_graph import graph_facts, save_graph
-from training.export.onnx_quantized import constant_products, matmul_graph, quantized_nodes_check, weights_check
+from training.export.quantization.onnx_quantized import constant_products, matmul_graph, quantized_nodes_check, weights_check
+from training.export.variants.matrix_layers import product_shapes
 
 _BLOCK = 32
 _MIN_SIDE = 256

@@ -12,7 +12,7 @@ import numpy as np
 
 from training.data.batches import Array
 from training.evaluate import finite_or_none
-from training.export.reference import peak
+from training.export.certificate.reference import peak
 
 # An element below this fraction of the output's peak counts as that much: relative errors of values near zero say nothing.
 RELATIVE_FLOOR = 1e-3

@@ -1,0 +1,1 @@
+"""What is measured of a variant, and what it must meet."""
