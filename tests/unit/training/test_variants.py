@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import lightning
@@ -23,6 +24,7 @@ from training.export.quantization.onnx_quantized import count_quantized, weight_
 from training.export.variants.onnx_fp32 import OnnxFp32
 from training.export.variants.onnx_int8_static import OnnxInt8Static
 from training.export.variants.torchscript_fp32 import TorchScriptFp32
+from training.export.variants.torchscript_graph import quiet_torchscript, save_traced
 from training.interface import infer_signature, named_inputs
 from training.recipe import load_recipe
 
@@ -166,3 +168,17 @@ def test_an_unknown_variant_names_the_ones_there_are():
 
 def test_every_variant_of_a_built_in_recipe_exists():
     exporters(load_recipe("digits").export.variants or ())
+
+
+def test_torchscript_keeps_the_version_of_newer_operators(tmp_path):
+    """gelu is of a version that torch records at another place of the file."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.GELU()).eval()
+    save_traced(model, (torch.rand(2, 4),), tmp_path / "model.pt")
+    with zipfile.ZipFile(tmp_path / "model.pt") as archive:
+        (version,) = (name for name in archive.namelist() if name.endswith("version"))
+        assert version.endswith("/.data/version")
+        assert int(archive.read(version)) >= 10
+    with quiet_torchscript():
+        loaded = torch.jit.load(str(tmp_path / "model.pt"))
+    rows = torch.rand(5, 4)
+    torch.testing.assert_close(loaded(rows), model(rows))

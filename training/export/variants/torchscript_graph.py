@@ -84,9 +84,12 @@ def quiet_torchscript() -> Iterator[None]:
 def _strip_debug(source: Path, target: Path) -> None:
     """Copy a TorchScript file without its debug records: they hold the paths of this machine."""
     reader = torch._C.PyTorchFileReader(str(source))
+    names = reader.get_all_records()
     writer = torch._C.PyTorchFileWriter(str(target))
-    writer.set_min_version(int(reader.get_record("version")))  # it decides what operators mean
-    for name in reader.get_all_records():
+    # The version of the operators decides what they mean. torch moves it to the second name where a model uses newer ones.
+    version = "version" if "version" in names else ".data/version"
+    writer.set_min_version(int(reader.get_record(version)))
+    for name in names:
         if name not in _WRITERS_OWN and not name.endswith(".debug_pkl"):
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
