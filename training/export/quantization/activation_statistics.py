@@ -39,6 +39,7 @@ _MAX_BATCH = 64
 _SAMPLES_PER_COLUMN = 8  # positions that a second moment of K columns is estimated from
 _MIN_SAMPLES, _MAX_SAMPLES = 1024, 8192
 _MAX_HISTOGRAM = 50_000  # values per tensor and batch
+_MAX_GROWTH = 8  # of the number of bins of a histogram
 _MAX_COLUMNS = 2048  # a second moment of more would be 32 MB and more, and its inverse seconds
 
 
@@ -101,8 +102,10 @@ def measure_statistics(path: Path, rows: Rows, into: Path) -> Statistics:
         generator = np.random.default_rng(0)
         per_row = {product.node: _positions_per_row(product.as_matrices(tensors[product.weight]).shape[2], len(rows)) for product in found}
         for values in _activations(calibrator.infer_session, rows):
+            thinned = {name: _thinned(values[name]) for name in calibrator.tensors_to_calibrate}
             for collector in collectors:
-                collector.collect({name: [_thinned(values[name])] for name in calibrator.tensors_to_calibrate})
+                _make_room(collector, thinned)
+                collector.collect({name: [array] for name, array in thinned.items()})
             for product in found:
                 if product.data in values:
                     moments[product.node].add(product.samples(values[product.data], per_row[product.node], generator))
@@ -124,6 +127,29 @@ def _thinned(values: Array) -> Array:
     if flat.size <= _MAX_HISTOGRAM:
         return flat
     return np.append(flat[:: flat.size // _MAX_HISTOGRAM | 1], [flat.min(), flat.max()]).astype(values.dtype)
+
+
+def _make_room(collector: Any, arrays: Mapping[str, Array]) -> None:
+    """Make bins coarser where the values of a batch lie far beyond those before.
+
+    The collector keeps the width of its first bins, which come from one row: after a row of silence there would be millions of bins,
+    and the entropy of n bins takes n squared steps.
+    """
+    for name, array in arrays.items():
+        counts, edges, low, high, limit = collector.histogram_dict.get(name, (None, None, None, None, 0.0))
+        if not limit:
+            continue
+        wanted = max(limit, float(np.abs(array).max(initial=0)))
+        if len(counts) * wanted / limit > _MAX_GROWTH * collector.num_bins:
+            centres = (edges[:-1] + edges[1:]) / 2
+            coarse, borders = np.histogram(centres, collector.num_bins, range=(-wanted, wanted), weights=counts)
+            collector.histogram_dict[name] = (
+                coarse.astype(counts.dtype),
+                borders.astype(edges.dtype),
+                low,
+                high,
+                np.array(wanted, edges.dtype),
+            )
 
 
 def _ranges(entropy: Any, percentile: Any) -> dict[Method, Any]:
