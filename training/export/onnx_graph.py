@@ -108,6 +108,7 @@ def _export_script(model: torch.jit.ScriptModule, context: ExportContext) -> onn
     """By the exporter that reads TorchScript; torch.export does not."""
     specs = (*context.signature.inputs, *context.signature.outputs)
     written = context.scratch / "scripted.onnx"
+    torch._C._jit_set_onnx_log_output_stream("stderr")  # what it prints when it fails is not a command's result
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # upstream deprecates it; a TorchScript file has no other way
         warnings.filterwarnings("ignore", category=UserWarning)  # and remarks on each operator that it folds
