@@ -6,7 +6,7 @@ A new variant is one small file with such a class, added to `training.export.cat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,12 +34,21 @@ class Limits:
         mean_error: Largest mean error.
         row_error: Largest difference between the same row alone, in a batch and in a permuted batch.
         min_agreement: Least share of rows with the same class.
+        follows_budget: Whether a larger accuracy budget lowers `min_agreement` too, as for quantized variants: where classes agree in
+            95% of the rows, accuracy cannot fall by more than 5%.
     """
 
     max_error: float
     mean_error: float
     row_error: float
     min_agreement: float
+    follows_budget: bool = False
+
+    def within(self, accuracy_drop: float) -> Limits:
+        """The limits under an accuracy budget, as a fraction."""
+        if not self.follows_budget:
+            return self
+        return replace(self, min_agreement=min(self.min_agreement, 1 - accuracy_drop))
 
 
 # Float32 in another order of operations: a few units in the last place per layer. A deep network gets to 1e-5.

@@ -259,8 +259,8 @@ def measure_eager(source: Source, config: ExportConfig, *, scratch: Path) -> tup
 
 
 def _limits(exporter: Exporter, config: ExportConfig) -> Limits:
-    """The exporter's limits, or in the recipe's proportion to them."""
-    limits = exporter.limits
+    """The exporter's limits under the budget, or in the recipe's proportion to them."""
+    limits = exporter.limits.within(config.accuracy_drop)
     wanted = config.max_relative_error.get(exporter.name)
     if wanted is None:
         return limits

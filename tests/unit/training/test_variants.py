@@ -182,3 +182,16 @@ def test_torchscript_keeps_the_version_of_newer_operators(tmp_path):
         loaded = torch.jit.load(str(tmp_path / "model.pt"))
     rows = torch.rand(5, 4)
     torch.testing.assert_close(loaded(rows), model(rows))
+
+
+def test_a_larger_budget_lowers_the_agreement_of_quantized_variants_only():
+    limits = {exporter.name: exporter.limits for exporter in EXPORTERS}
+    assert limits["onnx-int8-static"].within(0.05).min_agreement == 0.95
+    assert limits["onnx-int8-static"].within(0.01).min_agreement == 0.97
+    assert limits["onnx-fp32"].within(0.05) == limits["onnx-fp32"]
+    assert {name for name, item in limits.items() if item.follows_budget} == {
+        "onnx-int8-dynamic",
+        "onnx-int8-static",
+        "onnx-int4-weights",
+        "torchscript-int8",
+    }

@@ -33,7 +33,7 @@ class OnnxInt4Weights:
     # networks of 512-1024-1024-10 and 768-768-768-4 on noise, the worst case of rounding, 0.08 and 0.016. Limits are about twice that;
     # whether a user would notice is for the accuracy budget to say. Activations are not rounded, so rows differ as in float32 (2e-7).
     # MatMulNBits can also compute in 8 bits (accuracy_level 4): the same errors, and half the speed at batch 32 on a Xeon with VNNI.
-    limits: Limits = Limits(max_error=0.3, mean_error=0.05, row_error=1e-4, min_agreement=0.95)
+    limits: Limits = Limits(max_error=0.3, mean_error=0.05, row_error=1e-4, min_agreement=0.95, follows_budget=True)
 
     def unfit(self, model: nn.Module, context: ExportContext) -> str | None:
         """Fits models with a million weights or more in matrices of 256 x 256 and larger."""

@@ -28,7 +28,7 @@ class OnnxInt8Dynamic:
     # The range of an activation is that of the whole batch, so a row's answer depends a little on the rows beside it: row_error.
     # Measured: an LSTM and a perceptron 0.015 at most, 0.003 on average, rows 0.01. all-MiniLM-L6-v2 has
     # activations with outliers, gets to 0.46 at most with rows at 0.13, and is refused, as it should be: cosine 0.90 in the worst row.
-    limits: Limits = Limits(max_error=0.25, mean_error=0.02, row_error=0.05, min_agreement=0.97)
+    limits: Limits = Limits(max_error=0.25, mean_error=0.02, row_error=0.05, min_agreement=0.97, follows_budget=True)
 
     def unfit(self, model: nn.Module, context: ExportContext) -> str | None:
         """On CUDA 8 bits are slow or missing; a model without matrix products has nothing to quantize."""

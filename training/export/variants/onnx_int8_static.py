@@ -58,7 +58,7 @@ class OnnxInt8Static:
     name = "onnx-int8-static"
     # Parity of 8 bits is a matter of agreement, accuracy and the mean. One row with activations beyond the calibrated range
     # is clipped and may be far off: measured on digits of 15 seeds and widths, 0.03 to 0.21 at most and 0.001 to 0.003 on average.
-    limits: Limits = Limits(max_error=0.25, mean_error=0.01, row_error=0.01, min_agreement=0.97)
+    limits: Limits = Limits(max_error=0.25, mean_error=0.01, row_error=0.01, min_agreement=0.97, follows_budget=True)
 
     def unfit(self, model: nn.Module, context: ExportContext) -> str | None:
         """On CUDA 8 bits are slow or missing."""
@@ -73,7 +73,7 @@ class OnnxInt8Static:
             work.trial,
             lambda method: work.sensitive_first(method, heavy),
             max_excluded=len(heavy) - least_quantized(len(heavy)),
-            limits=self.limits,
+            limits=self.limits.within(context.accuracy_drop),
             accuracy_drop=context.accuracy_drop,
         )
         work.quantize(choice.method, choice.excluded, into / ONNX_FILE)

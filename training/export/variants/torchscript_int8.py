@@ -28,7 +28,7 @@ class TorchScriptInt8:
 
     name = "torchscript-int8"
     # The scale of the activations is that of the whole batch, so a row's answer depends on its mates within a step of 8 bits.
-    limits: Limits = Limits(max_error=0.1, mean_error=0.01, row_error=0.05, min_agreement=0.97)
+    limits: Limits = Limits(max_error=0.1, mean_error=0.01, row_error=0.05, min_agreement=0.97, follows_budget=True)
 
     def unfit(self, model: nn.Module, context: ExportContext) -> str | None:
         """For CPUs, and models with a layer that can be quantized dynamically."""
