@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from torch import nn
 from registry.signature import TensorSpec
 from training.export.exporter import EXTERNAL_DATA_BYTES, ONNX_FILE, ExportContext
 from training.interface import Inference, evaluating
+from training.quiet import errors_only, treespec_notice_hidden
 
 BATCH = "batch"
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
@@ -69,7 +67,7 @@ def float_makers(path: Path) -> frozenset[str]:
 def _export(model: nn.Module, context: ExportContext, path: Path) -> None:
     """Write the graph. Large weights go from the module's memory to their file, and are in no second place in between."""
     shapes = tuple(dict.fromkeys(free_dimensions(spec), torch.export.Dim.DYNAMIC) for spec in context.signature.inputs)
-    with evaluating(model), _exporter_quiet():
+    with evaluating(model), errors_only("torch.onnx"), treespec_notice_hidden():  # it reports that torchvision is not installed
         program = torch.onnx.export(
             Inference(model),
             tuple(context.example.values()),
@@ -148,17 +146,3 @@ def _clean(graph: onnx.ModelProto) -> None:
     for tensor in graph.graph.initializer:
         del tensor.metadata_props[:]
         tensor.doc_string = ""
-
-
-@contextmanager
-def _exporter_quiet() -> Iterator[None]:
-    logger = logging.getLogger("torch.onnx")  # it reports that torchvision is not installed
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # torch.export copies its own deprecated LeafSpec.
-            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 from registry.errors import UsageError
 from training.data.batches import Array
 from training.importing.sample import Sample
+from training.quiet import errors_only
 
 _AGAIN = "Log it again with mlflow.pytorch.log_model(model, input_example=numpy arrays), or give --sample."
 
@@ -74,7 +73,7 @@ def _sample(described: Any, directory: Path) -> tuple[Sample, dict[str, tuple[in
         raise UsageError("the MLflow model has no signature", _AGAIN)
     if not schema.is_tensor_spec():
         raise UsageError(f"the MLflow model's signature is of columns, not of tensors ({_short(schema)})", _AGAIN)
-    with _quiet():
+    with errors_only("mlflow"):
         example = described.load_input_example(str(directory))
     if example is None:
         raise UsageError("the MLflow model has no input example", _AGAIN)
@@ -101,17 +100,6 @@ def _arrays(example: Any, names: list[str | None]) -> list[Any]:
     if len(values) != len(names) or not all(hasattr(value, "dtype") or isinstance(value, list) for value in values):
         raise UsageError(f"the input example is not of tensors ({type(example).__name__})", _AGAIN)
     return values
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("mlflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _short(schema: Any) -> str:

@@ -13,10 +13,8 @@ import dataclasses
 import io
 import json
 import re
-import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from training.importing.brought import Brought
 from training.importing.request import ImportRequest
 from training.importing.sample import Sample, in_order
 from training.importing.unpickling import refuse_pickle, unpickle_program
+from training.quiet import treespec_notice_hidden
 from training.source.imported import model_file
 from training.source.modules import ProgramModule
 from training.source.trained import export_program
@@ -111,7 +110,7 @@ def open_program(file: Path) -> ExportedProgram:
                     f"a symbolic size of the program is not arithmetic ({file}: {size[:80]!r})", "Do not load this file anywhere."
                 )
     try:
-        with _treespec_notice_hidden():
+        with treespec_notice_hidden():
             program = torch.export.load(file)
     except Exception as error:  # torch raises anything for a broken archive
         reason = " ".join(str(error).split())[:300]
@@ -136,7 +135,7 @@ def save_program(program: ExportedProgram, into: Path) -> dict[str, Any]:
     program.example_inputs = None
     file = model_file(into, "program")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _treespec_notice_hidden():
+    with treespec_notice_hidden():
         torch.export.save(program, file)
     return {"parameters": sum(p.numel() for p in program.parameters())}
 
@@ -222,11 +221,3 @@ class _Named(torch.nn.Module):
 
     def forward(self, **tensors: torch.Tensor) -> object:
         return self.program(*(tensors[name] for name in self.names))
-
-
-@contextmanager
-def _treespec_notice_hidden() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # torch.export copies its own deprecated LeafSpec.
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
-        yield

@@ -12,9 +12,7 @@ MANIFEST.json         size and sha256 of each file; written last
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from training.components import build_data, build_model
 from training.data.batches import data_digest, held_out_rows, prepare, training_rows
 from training.fit import seed_all
 from training.interface import Inference, evaluating
+from training.quiet import treespec_notice_hidden
 from training.recipe import ExportConfig, Recipe, Task, dump_recipe, parse_recipe
 from training.source.interface import MIN_HELD_OUT_ROWS, EvaluationRows
 from training.source.serving import copy_serving, serving_of
@@ -97,7 +96,7 @@ def export_program(
     """
     free = {name: (0, *(dynamic or {}).get(name, ())) for name in inputs}
     shapes = tuple(dict.fromkeys(free[name], torch.export.Dim.DYNAMIC) for name in inputs)
-    with evaluating(model), _treespec_notice_hidden():
+    with evaluating(model), treespec_notice_hidden():
         try:
             return torch.export.export(Inference(model), tuple(inputs.values()), dynamic_shapes=(shapes,))
         except Exception as error:  # anything that the user's forward can raise, and torch's own
@@ -114,7 +113,7 @@ def write_source(directory: Path, model: nn.Module, *, recipe: Recipe, inputs: M
     program = export_program(model, inputs, dynamic=recipe.export.dynamic)
     program.example_inputs = None  # torch.export.save pickles them, and writes nothing for None
     (directory / PROGRAM).parent.mkdir(exist_ok=True)
-    with _treespec_notice_hidden():
+    with treespec_notice_hidden():
         torch.export.save(program, directory / PROGRAM)
     described = {"class_path": recipe.model.class_path, "init_args": dict(recipe.model.init_args), "data_sha256": data_sha256}
     (directory / MODEL).write_text(canonical_json(described), encoding="utf-8")
@@ -147,11 +146,3 @@ def open_trained(directory: Path) -> TrainedSource:
         data_sha256=str(described["data_sha256"]),
         serving=serving_of(directory),
     )
-
-
-@contextmanager
-def _treespec_notice_hidden() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # torch.export copies its own deprecated LeafSpec.
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*", category=FutureWarning)
-        yield

@@ -6,9 +6,7 @@ turned back into numbers and each is compared with the float32 weight, in units 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from registry.certificate import Check
 from training.data.batches import Array
 from training.export.exporter import ONNX_FILE, ExportContext
 from training.export.onnx_graph import fp32_graph, save_graph
+from training.quiet import errors_only
 
 HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # where the time goes, so what quantizing is for
 MIN_QUANTIZED_SHARE = 0.5
@@ -56,7 +55,7 @@ def prepared_graph(model: nn.Module, context: ExportContext) -> Path:
         source = fp32_graph(model, context)
         large = source.with_name(f"{source.name}.data").exists()
         external: dict[str, Any] = {"save_as_external_data": large, "external_data_location": f"{path.name}.data" if large else None}
-        with advice_hidden():
+        with errors_only():  # onnxruntime advises through the root logger to preprocess, also when that is what is being done
             try:
                 quant_pre_process(source, path, **external)
             except (
@@ -222,15 +221,3 @@ def set_notes(graph: onnx.ModelProto, notes: Mapping[str, str]) -> None:
 def notes_of(graph: onnx.ModelProto) -> dict[str, str]:
     """What `set_notes` wrote."""
     return {entry.key.removeprefix("modelway."): entry.value for entry in graph.metadata_props if entry.key.startswith("modelway.")}
-
-
-@contextmanager
-def advice_hidden() -> Iterator[None]:
-    """Quiet: onnxruntime advises through the root logger to preprocess, also when that is what is being done."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

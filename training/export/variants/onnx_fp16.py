@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from torch import nn
 from registry.certificate import Check
 from training.export.exporter import FP16_LIMITS, ONNX_FILE, ExportContext, Inspection, Limits
 from training.export.onnx_graph import fp32_graph, graph_facts, save_graph
+from training.quiet import errors_only
 
 _LARGEST = float(np.finfo(np.float16).max)
 _SMALLEST = 5.96e-8  # the smallest subnormal; the converter lifts smaller weights up to it
@@ -35,7 +33,7 @@ class OnnxFp16:
     def export(self, model: nn.Module, context: ExportContext, into: Path) -> None:
         """Write `model.onnx`, converted from the float32 graph. Operators that need float32 keep it, between casts."""
         graph = onnx.load(fp32_graph(model, context))
-        with _converter_quiet():
+        with errors_only("onnxruntime.transformers.float16"):  # it names each weight that it rounds
             half = convert_float_to_float16(
                 graph, min_positive_val=_SMALLEST, max_finite_val=_LARGEST, keep_io_types=True, disable_shape_infer=True
             )
@@ -90,14 +88,3 @@ def _wrong_borders(graph: onnx.ModelProto, context: ExportContext) -> list[str]:
     """Inputs and outputs that have become float16 though the signature says otherwise."""
     half = {v.name for v in [*graph.graph.input, *graph.graph.output] if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16}
     return [spec.name for spec in (*context.signature.inputs, *context.signature.outputs) if spec.name in half and spec.datatype != "FP16"]
-
-
-@contextmanager
-def _converter_quiet() -> Iterator[None]:
-    logger = logging.getLogger("onnxruntime.transformers.float16")  # it names each weight that it rounds
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

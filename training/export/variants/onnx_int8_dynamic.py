@@ -14,8 +14,9 @@ from torch import nn
 
 from training.export.exporter import ONNX_FILE, ExportContext, Inspection, Limits
 from training.export.onnx_graph import graph_facts
-from training.export.quantization.onnx_quantized import advice_hidden, constant_products, matmul_graph, quantized_nodes_check, weights_check
+from training.export.quantization.onnx_quantized import constant_products, matmul_graph, quantized_nodes_check, weights_check
 from training.export.variants.matrix_layers import product_shapes
+from training.quiet import errors_only
 
 _KINDS = ("MatMul", "LSTM")  # Gemm nodes are MatMul and Add by then; a convolution of integers with ranges on the fly is slower than floats
 _QUANTIZED = ("MatMulInteger", "DynamicQuantizeLSTM")
@@ -39,7 +40,7 @@ class OnnxInt8Dynamic:
     def export(self, model: nn.Module, context: ExportContext, into: Path) -> None:
         """Write `model.onnx`."""
         source = matmul_graph(model, context)
-        with advice_hidden():
+        with errors_only():  # onnxruntime advises through the root logger
             quantize_dynamic(
                 source,
                 into / ONNX_FILE,

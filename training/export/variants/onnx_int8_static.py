@@ -29,7 +29,6 @@ from training.export.quantization.activation_ranges import clipped_share
 from training.export.quantization.activation_statistics import METHODS, Method, Statistics, measure_statistics
 from training.export.quantization.onnx_quantized import (
     HEAVY,
-    advice_hidden,
     count_quantized,
     least_quantized,
     notes_of,
@@ -40,6 +39,7 @@ from training.export.quantization.onnx_quantized import (
 )
 from training.export.quantization.search import Score, score, search, split
 from training.export.quantization.weight_rounding import rounded_biases, rounded_graph
+from training.quiet import errors_only
 
 _SENSITIVITY_ROWS = 32
 # The weights lie on the grid already, so that nothing is left to round; half a step where onnxruntime widens a channel's grid for its bias.
@@ -132,7 +132,7 @@ class Workshop:
     @cached_property
     def statistics(self) -> Statistics:
         """What flows through the float32 graph on the calibration rows."""
-        with advice_hidden():
+        with errors_only():  # onnxruntime advises through the root logger
             return measure_statistics(self.prepared, self.rows[0], self._directory("statistics"))
 
     @cached_property
@@ -157,7 +157,7 @@ class Workshop:
             only: The one node to quantize; None for all that are not excluded.
             source: A float32 graph to quantize in place of the one with rounded weights.
         """
-        with advice_hidden():
+        with errors_only():  # onnxruntime advises through the root logger
             quantize_static(
                 source or self.rounded(excluded),
                 path,
