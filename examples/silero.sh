@@ -1,7 +1,7 @@
 #!/bin/sh
 # silero-vad, speech detection, from its package to answered requests: its ONNX file and its TorchScript file.
 #
-#   pip install 'modelway[examples]'
+#   pip install '.[cpu,examples]'
 #   examples/silero.sh [DIRECTORY]     # where the files are made; a new one by default
 #
 # GATEWAY names the gateway, if it is not http://127.0.0.1:8080.
