@@ -83,6 +83,18 @@ def test_curl_sends_a_picture_and_gets_labels(platform: LivePlatform, colors: st
     assert curl(platform, path, "-T", str(pictures / name)) == (200, ORANGE)
 
 
+@pytest.mark.parametrize("name", ["orange.jpg", "orange.png"])
+def test_the_command_line_sends_a_picture_and_prints_labels(platform: LivePlatform, colors: str, pictures: Path, name: str) -> None:
+    answer = platform.must("predict", colors, "--input", str(pictures / name))
+    assert (answer["version"], answer["answer"]) == ("1", ORANGE)
+    refused = platform.run("predict", colors, "--input", str(pictures / "sentence.txt"))
+    assert refused.returncode == 2
+    assert "415" in refused.stderr
+    missing = platform.run("predict", colors, "--input", str(pictures / "no.jpg"))
+    assert missing.returncode == 2
+    assert "no.jpg" in missing.stderr
+
+
 @pytest.mark.parametrize(("name", "content_type"), [("orange.jpg", "image/jpeg"), ("orange.png", "image/png")])
 def test_a_picture_with_its_content_type_in_every_protocol(
     platform: LivePlatform, colors: str, pictures: Path, name: str, content_type: str
