@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -250,3 +251,20 @@ def test_the_share_beyond_a_range_is_measured(wide, tmp_path):
     share, tensor = clipped_share(graph, prepared, {"input": inputs["input"] * 10})
     assert share > 0.5
     assert tensor
+
+
+def test_what_shape_inference_leaves_behind_is_not_in_the_users_directory(tmp_path, monkeypatch):
+    """onnxruntime writes the graph into the working directory when its symbolic inference fails, as it does on transformers."""
+    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
+
+    def fails(*args, **kwargs):
+        Path("sym_shape_infer_temp.onnx").write_bytes(b"left")
+        raise RuntimeError("Incomplete symbolic shape inference")
+
+    monkeypatch.setattr(SymbolicShapeInference, "infer_shapes", fails)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    rows = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    of = subject(torch.nn.Sequential(torch.nn.Linear(8, 4)), {"input": rows}, tmp_path / "scratch")
+    assert prepared_graph(of.model, of.context).is_file()
+    assert not list((tmp_path / "cwd").iterdir())

@@ -6,6 +6,7 @@ turned back into numbers and each is compared with the float32 weight, in units 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +56,13 @@ def prepared_graph(model: nn.Module, context: ExportContext) -> Path:
         source = fp32_graph(model, context)
         large = source.with_name(f"{source.name}.data").exists()
         external: dict[str, Any] = {"save_as_external_data": large, "external_data_location": f"{path.name}.data" if large else None}
-        with errors_only():  # onnxruntime advises through the root logger to preprocess, also when that is what is being done
+        # onnxruntime advises through the root logger to preprocess, also when that is what is being done. Where its symbolic shapes fail,
+        # as on transformers in many ways, it leaves the graph in the working directory; ONNX's own inference goes over it anyway.
+        with errors_only(), contextlib.chdir(path.parent):
             try:
-                quant_pre_process(source, path, **external)
-            except (
-                Exception
-            ):  # symbolic shapes of transformers can be beyond it, in many ways; ONNX's own inference goes over the graph anyway
-                quant_pre_process(source, path, skip_symbolic_shape=True, **external)
+                quant_pre_process(source.absolute(), path.absolute(), **external)
+            except Exception:
+                quant_pre_process(source.absolute(), path.absolute(), skip_symbolic_shape=True, **external)
         _name_nodes(path)
     return path
 
