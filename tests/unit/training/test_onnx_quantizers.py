@@ -268,3 +268,17 @@ def test_what_shape_inference_leaves_behind_is_not_in_the_users_directory(tmp_pa
     of = subject(torch.nn.Sequential(torch.nn.Linear(8, 4)), {"input": rows}, tmp_path / "scratch")
     assert prepared_graph(of.model, of.context).is_file()
     assert not list((tmp_path / "cwd").iterdir())
+
+
+def test_the_bounds_of_relu6_are_no_weights_that_could_be_lost(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU6(), torch.nn.Flatten(), torch.nn.Linear(288, 4)).eval()
+    rows = np.random.default_rng(0).normal(scale=4, size=(64, 3, 8, 8)).astype(np.float32)
+    of = subject(model, {"input": rows}, tmp_path / "scratch")
+    variant = OnnxInt8Static()
+    variant.export(of.model, of.context, tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert "Clip" not in {node.op_type for node in graph.graph.node}  # its bounds went with it
+    checks = {check.name: check for check in variant.inspect(tmp_path, of.model, of.context).checks}
+    assert checks["weights/max_error_steps"].passed, checks["weights/max_error_steps"]
+    assert checks["weights/max_rounding_steps"].passed
