@@ -12,7 +12,7 @@ from training.export.exporter import Limits
 from training.export.onnx_session import answers
 from training.export.quantization.activation_statistics import METHODS, Moments, measure_statistics
 from training.export.quantization.products import products
-from training.export.quantization.search import Score, score, search, split
+from training.export.quantization.search import Score, for_few_judges, score, search, split
 from training.export.quantization.weight_rounding import LARGEST, round_together, rounded_graph
 
 LIMITS = Limits(max_error=0.25, mean_error=0.01, row_error=0.01, min_agreement=0.97)
@@ -236,3 +236,11 @@ def test_inputs_that_never_vary_still_round(value):
         rounded = round_together(weight, moments, centred=centred)
         assert np.isfinite(rounded).all()
         assert (np.abs(rounded - weight) <= np.abs(weight).max(axis=-1, keepdims=True) / LARGEST * 1.0001).all()
+
+
+@pytest.mark.parametrize(("num_judges", "least"), [(1, 1.0), (32, 0.98853), (512, 0.95963)])
+def test_few_judging_rows_ask_for_more_agreement(num_judges, least):
+    limits = Limits(max_error=1, mean_error=1, row_error=1, min_agreement=0.95)
+    asked = for_few_judges(limits, num_judges=num_judges)
+    assert asked.min_agreement == pytest.approx(least, abs=1e-5)
+    assert (asked.max_error, asked.mean_error) == (1, 1)

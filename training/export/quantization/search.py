@@ -8,7 +8,7 @@ that does most harm when it alone is quantized first; as few as it takes, found 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -117,6 +117,18 @@ def search(
     good = [count for count, score in tried.items() if score.holds(limits, accuracy_drop)]
     count = min(good) if good else max(sorted(tried), key=lambda number: tried[number].rank)
     return Choice(method=method, excluded=order[:count], score=tried[count], holds=bool(good), scores=scores)
+
+
+def for_few_judges(limits: Limits, *, num_judges: int) -> Limits:
+    """Limits for a sample of rows: agreement higher by one standard error, so that a candidate does not hold by luck.
+
+    >>> limits = Limits(max_error=1, mean_error=1, row_error=1, min_agreement=0.95)
+    >>> round(for_few_judges(limits, num_judges=32).min_agreement, 3), round(for_few_judges(limits, num_judges=512).min_agreement, 3)
+    (0.989, 0.96)
+    """
+    agreement = limits.min_agreement
+    error = (agreement * (1 - agreement) / num_judges) ** 0.5
+    return replace(limits, min_agreement=min(agreement + error, 1.0))
 
 
 def split(rows: Rows) -> tuple[Rows, Rows]:
