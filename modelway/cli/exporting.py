@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from modelway.cli.output import JsonOption, Row, print_json, print_rows, say
-from registry.errors import Refused
+from registry.errors import Refused, UsageError
 from registry.names import parse_model_version
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def export(
     modelway export digits/3
     modelway export digits/3 --variants onnx-fp32,onnx-int8-static --accuracy-drop 0.01 --latency-p99-ms 2
     """
+    if report is not None and not report.parent.is_dir():
+        raise UsageError(f"no such directory for the report ({report.parent})", "Make it, or name another file.")
     from modelway.composition import open_registry, open_tracking
     from modelway.settings import load_settings
     from training.export.stage import export_version
